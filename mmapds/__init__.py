@@ -1,0 +1,54 @@
+"""Persistent structures in memory-mapped files: they survive ``kill -9``, are shared by unrelated processes at memory
+speed, and need no server.
+
+The layers, imports pointing downwards only::
+
+    cli  bench                              what a shell can do
+    Synchronizer                            structures: policy in Python on a Cython hot class
+    codecs  region  files  errors           values, mapped memory, how files come to life
+    _native                                 every multi-step change of shared memory, layouts, the kernel's calls
+"""
+
+from mmapds._native.leftright import ReadResult
+from mmapds._native.lockword import Lock
+from mmapds._native.region import AtomicInt64
+from mmapds._native.writer import WriteResult
+from mmapds.errors import (
+    Closed,
+    CorruptionError,
+    DurabilityFailed,
+    ForkedHandle,
+    IncompatibleFormat,
+    MappingLost,
+    MmapdsError,
+    NotInitialised,
+    ProtocolMismatch,
+    SchemaMismatch,
+    UnsupportedFilesystem,
+    WriterBusy,
+)
+from mmapds.region import Region
+from mmapds.synchronizer import Synchronizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AtomicInt64",
+    "Closed",
+    "CorruptionError",
+    "DurabilityFailed",
+    "ForkedHandle",
+    "IncompatibleFormat",
+    "Lock",
+    "MappingLost",
+    "MmapdsError",
+    "NotInitialised",
+    "ProtocolMismatch",
+    "ReadResult",
+    "Region",
+    "SchemaMismatch",
+    "Synchronizer",
+    "UnsupportedFilesystem",
+    "WriteResult",
+    "WriterBusy",
+]

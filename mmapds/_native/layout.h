@@ -1,0 +1,174 @@
+/* Every layout that mmapds puts into a file, drawn once and asserted at compile time.
+
+   All integers are little-endian; all words are naturally aligned. "Immutable" bytes are written before a file gets its
+   name and never again. Mutable words that different parties write lie on cache lines of their own.
+
+   HEADER PAGE (4096 bytes, first in every file of mmapds)
+
+      offset  size  field
+           0     8  magic             89 6d 6d 61 70 64 73 0a   ("\x89mmapds\n")
+           8     4  byte_order        0x0a0b0c0d
+          12     4  format            2 bytes major, 2 bytes minor: a reader refuses another major
+          16     8  kind              ASCII, zero padded: "sync", "syncdata", ...
+          24     8  flags             bits a reader must know; all zero in format 1.0
+          32    16  identity          random, of this file
+          48    16  parent            identity of the file this one belongs to, or zero
+          64     8  created           nanoseconds since 1970, for people
+          72     4  durability        0 process, 1 power
+          76     4  schema_length     bytes of schema_text that count
+          80    16  schema_hash       xxh3_128 of the schema text, canonical (big-endian) bytes
+          96   256  options           32 words; what they mean is the kind's own affair
+         352  1680  schema_text       UTF-8, zero padded
+        2032     8  (zero)
+        2040     8  check             xxh3_64 of bytes 0..2039
+      ---- mutable from here on ------------------------------------------------------------------------------
+        2048    64  origin            boot id (16), st_dev (8), st_ino (8): where the volatile state was last valid
+        2112    64  holder            pid (8), start time (8), name (32): whom to name in WriterBusy; never trusted
+        2176    64  failed            nonzero: a flush failed and nothing has replaced what it lost
+        2240  1856  (zero)
+
+   SYNC FILE (<prefix>_sync, kind "sync"; options: 0 reader slots)
+
+           0  4096  header page
+        4096    64  commit            u64 sequence; 0: nothing published; its low bit is the active index
+        4160    64  record 0          u64 sequence, size, hash, check, generation (see mmapds_record)
+        4224    64  record 1          the same; commit and records share one 512-byte sector
+        4288    64  waiters           u32: somebody may sleep on the low half of the sequence
+        4352   128  slots in use      1,024 bits
+        4480  3712  (zero)
+        8192   128  reader slot 0     u64 pins[2], u64 incarnation, u64 pid (for messages)
+         ...
+      139264        end
+
+   DATA FILE (<prefix>_data_0 and _1, kind "syncdata", parent: the sync file; options: 0 index)
+
+           0  4096  header page
+        4096        the value
+*/
+#ifndef MMAPDS_LAYOUT_H
+#define MMAPDS_LAYOUT_H
+
+#include "platform.h"
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    MMAPDS_PAGE = 4096,
+    MMAPDS_IMMUTABLE = 2048,   /* bytes of the header page that never change */
+    MMAPDS_CHECKED = 2040,     /* of these, what the check covers */
+    MMAPDS_OPTIONS = 32,
+    MMAPDS_SCHEMA_TEXT = 1680,
+    MMAPDS_FORMAT_MAJOR = 1,
+    MMAPDS_FORMAT_MINOR = 0,
+    MMAPDS_SLOTS = 1024,
+    MMAPDS_SLOT_WORDS = MMAPDS_SLOTS / 64,
+};
+
+#define MMAPDS_BYTE_ORDER 0x0a0b0c0dU
+
+typedef struct {
+    uint8_t magic[8];
+    uint32_t byte_order;
+    uint16_t format_major, format_minor;
+    uint8_t kind[8];
+    uint64_t flags;
+    uint8_t identity[16];
+    uint8_t parent[16];
+    uint64_t created;
+    uint32_t durability;
+    uint32_t schema_length;
+    uint8_t schema_hash[16];
+    uint64_t options[MMAPDS_OPTIONS];
+    uint8_t schema_text[MMAPDS_SCHEMA_TEXT];
+    uint64_t zero;
+    uint64_t check;
+    /* mutable */
+    uint8_t boot_id[16];
+    uint64_t device, inode;
+    uint8_t origin_pad[32];
+    uint64_t holder_pid, holder_start;
+    uint8_t holder_name[32];
+    uint8_t holder_pad[16];
+    uint64_t failed;
+    uint8_t failed_pad[56];
+    uint8_t rest[1856];
+} mmapds_header;
+
+_Static_assert(offsetof(mmapds_header, identity) == 32, "header");
+_Static_assert(offsetof(mmapds_header, created) == 64, "header");
+_Static_assert(offsetof(mmapds_header, schema_hash) == 80, "header");
+_Static_assert(offsetof(mmapds_header, options) == 96, "header");
+_Static_assert(offsetof(mmapds_header, schema_text) == 352, "header");
+_Static_assert(offsetof(mmapds_header, check) == MMAPDS_CHECKED, "header");
+_Static_assert(offsetof(mmapds_header, boot_id) == MMAPDS_IMMUTABLE, "header");
+_Static_assert(offsetof(mmapds_header, holder_pid) == 2112, "header");
+_Static_assert(offsetof(mmapds_header, failed) == 2176, "header");
+_Static_assert(sizeof(mmapds_header) == MMAPDS_PAGE, "header");
+
+/* What is published under one index. `check` binds the other words to each other and to the file (mmapds_record_check):
+   a record that was half on disk when the power went, or that was copied from elsewhere, does not pass. `generation`
+   counts the inodes that data_<index> has had; it only tells readers to map anew and is not part of the check. */
+typedef struct {
+    uint64_t sequence, size, hash, check, generation;
+    uint8_t pad[24];
+} mmapds_record;
+
+typedef struct {
+    uint64_t pins[2];
+    uint64_t incarnation;
+    uint64_t pid;
+    uint8_t pad[96]; /* 128 bytes: the prefetcher fetches cache lines in pairs */
+} mmapds_slot;
+
+typedef struct {
+    mmapds_header header;
+    uint64_t sequence;
+    uint8_t commit_pad[56];
+    mmapds_record records[2];
+    uint32_t waiters;
+    uint8_t waiters_pad[60];
+    uint64_t in_use[MMAPDS_SLOT_WORDS];
+    uint8_t rest[3712];
+    mmapds_slot slots[MMAPDS_SLOTS];
+} mmapds_sync;
+
+_Static_assert(offsetof(mmapds_sync, sequence) == 4096, "sync");
+_Static_assert(offsetof(mmapds_sync, records) == 4160, "sync");
+_Static_assert(sizeof(mmapds_record) == 64, "sync");
+_Static_assert(offsetof(mmapds_sync, waiters) == 4288, "sync");
+_Static_assert(offsetof(mmapds_sync, in_use) == 4352, "sync");
+_Static_assert(offsetof(mmapds_sync, slots) == 8192, "sync");
+_Static_assert(sizeof(mmapds_slot) == 128, "sync");
+_Static_assert(sizeof(mmapds_sync) == 139264, "sync");
+
+/* Word arithmetic, not a hash of bytes: the payload's hash is xxh3, computed outside every transition. */
+static inline uint64_t mmapds_mix(uint64_t acc, uint64_t word)
+{
+    acc = (acc ^ word) * 0x9e3779b97f4a7c15ULL;
+    return acc ^ (acc >> 32);
+}
+
+static inline uint64_t mmapds_record_check(uint64_t sequence, uint64_t size, uint64_t hash, const uint8_t identity[16])
+{
+    uint64_t low, high;
+    __builtin_memcpy(&low, identity, 8);
+    __builtin_memcpy(&high, identity + 8, 8);
+    return mmapds_mix(mmapds_mix(mmapds_mix(mmapds_mix(mmapds_mix(0x6d6d61706473ULL, sequence), size), hash), low), high);
+}
+
+/* The mmap-sync crate's state file (<prefix>_state): 16 bytes, no header. The version word is index (1 bit), size (39),
+   checksum (24); 0 means that nothing was written. */
+typedef struct {
+    uint64_t version;
+    uint32_t readers[2];
+} mmapds_crate_state;
+
+_Static_assert(sizeof(mmapds_crate_state) == 16, "mmap-sync state");
+
+/* Bytes of a file whose ranges are locked (open-file-description locks), never read. */
+#define MMAPDS_LOCK_OPEN 0          /* initialise, recover, register */
+#define MMAPDS_LOCK_WRITER 1
+#define MMAPDS_LOCK_SLOT 64         /* + slot: this handle is alive */
+#define MMAPDS_LOCK_TOKEN (1LL << 62) /* + token: this owner of lock words is alive */
+
+#endif

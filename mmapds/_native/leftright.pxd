@@ -1,0 +1,107 @@
+# cython: language_level=3
+"""The reading half of a Synchronizer handle (leftright.pyx), and the transitions of its protocol (leftright.h)."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from mmapds._native.region cimport Mapping
+
+
+cdef extern from "layout.h" nogil:
+    int MMAPDS_PAGE, MMAPDS_SLOTS
+
+    ctypedef struct mmapds_header:
+        uint8_t identity[16]
+        uint64_t failed
+
+    ctypedef struct mmapds_record:
+        uint64_t sequence, size, hash, check, generation
+
+    ctypedef struct mmapds_slot:
+        uint64_t pins[2]
+        uint64_t incarnation, pid
+
+    ctypedef struct mmapds_sync:
+        mmapds_header header
+        uint64_t sequence
+        mmapds_record records[2]
+        uint32_t waiters
+        uint64_t in_use[16]
+        mmapds_slot slots[1024]
+
+    uint64_t mmapds_record_check(uint64_t sequence, uint64_t size, uint64_t hash, const uint8_t *identity)
+
+
+cdef extern from "leftright.h" nogil:
+    int leftright_pin(const mmapds_sync *sync, uint64_t *pins, uint64_t *version)
+    void leftright_unpin(uint64_t *pins, int index)
+    int leftright_pinned(const mmapds_sync *sync, int index, int start)
+    void leftright_attach(mmapds_sync *sync, int slot)
+    void leftright_detach(mmapds_sync *sync, int slot)
+    int leftright_reclaim(mmapds_sync *sync, int slot, int fd)
+    void leftright_publish(mmapds_sync *sync, uint64_t sequence, uint64_t size, uint64_t hash)
+
+
+cdef class ReadResult
+
+
+cdef class LeftRight:
+    """Everything that happens once per read. The writing half derives from it (writer.pxd)."""
+    cdef mmapds_sync *sync
+    cdef Mapping control                # keeps `sync` and `word` mapped
+    cdef const uint64_t *word           # the version: V
+    cdef const uint64_t *failed         # the durability-failed word
+    cdef const uint64_t *epoch          # of forks
+    cdef uint64_t *pins                 # our slot's, or NULL: not registered (yet)
+    cdef uint64_t registered            # the fork epoch in which it was
+    cdef readonly int slot
+    cdef Py_ssize_t live                # results that hold a pin
+    cdef Mapping map0, map1             # data_0 and data_1 as readers see them
+    cdef uint64_t generations[2]
+    cdef uint64_t current               # the version that the next three describe; 0: none
+    cdef Mapping current_map
+    cdef char *current_base
+    cdef Py_ssize_t current_size
+    cdef uint64_t copied                # the version that current_copy is of
+    cdef bytes current_copy             # for those who cannot pin; in mode private, all there is
+    cdef uint64_t returned              # the version that was read last, for `switched`
+    cdef uint64_t loaded                # the version that loaded_value decodes
+    cdef object loaded_value
+    cdef bint verify
+    cdef bint unregistered              # mode readonly or private
+    cdef bint is_private
+    cdef bint is_closed
+    cdef bint polls                     # wait() cannot be woken by a futex
+    cdef bint unordered                 # a version that differs is a newer one
+    cdef public object _decode          # the codec's
+    cdef public object _own
+
+    cdef int check_open(self) except -1
+    cdef int check_failed(self) except -1
+    cdef object read_slowly(self)
+    cdef int refuse(self, ReadResult result) except -1
+    cdef int poison(self, Mapping mapping) except -1
+    cdef int settle(self, ReadResult result, uint64_t version) except -1
+    cdef int switch(self, ReadResult result, uint64_t version) except -1
+    cdef void keep(self, int index, Mapping mapping, uint64_t generation) noexcept
+    cdef int verify_hash(self, Mapping mapping, char *base, Py_ssize_t size, uint64_t hash, uint64_t version) except -1
+    cdef int hold(self, ReadResult result, bytes data, uint64_t version) except -1
+    cdef int copy(self, ReadResult result) except -1
+    cdef int unpin(self, int index, uint64_t registered) except -1
+
+
+cdef class ReadResult:
+    """One version, held until it is released and the last buffer exported from it is gone."""
+    cdef LeftRight owner
+    cdef Mapping mapping
+    cdef bytes held
+    cdef char *base
+    cdef Py_ssize_t size
+    cdef readonly uint64_t version
+    cdef uint64_t registered            # 0: no pin
+    cdef int index
+    cdef Py_ssize_t exports
+    cdef readonly bint switched
+    cdef readonly bint copied
+    cdef bint released
+    cdef int unpin(self) except -1
+    cdef int usable(self) except -1

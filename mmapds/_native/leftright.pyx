@@ -1,0 +1,535 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The reading half of a Synchronizer handle.
+
+The protocol, and why it is right, is in leftright.h; this is what surrounds it in a process: results that hold a pin for
+as long as somebody can see the bytes, a cache of what the present version is mapped at, the path for handles without a
+slot, and waiting.
+
+In the process, the GIL is the mutex of this half: pin, compare and hand out happen without letting it go, and fields
+that belong together change together. An unmapping lets go of the GIL, so what is replaced is held until after the change.
+
+Rejected: an in-process lock on the reading path, which costs as much as the read; a result that caches its decoded value,
+which could make it part of a cycle that only the collector ends, with the pin.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.memoryview cimport PyMemoryView_FromMemory, PyMemoryView_FromObject
+from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from mmapds._native.atomics cimport (
+    fence_acquire, load_acquire_u64, load_relaxed_u64, load_seq_cst_u64, store_seq_cst_u32, store_seq_cst_u64,
+)
+from mmapds._native.kernel cimport epoch_word, kernel_clock_ns, kernel_futex_wait, kernel_sleep_ns, raise_errno
+from mmapds._native.region cimport Mapping
+
+from xxhash import xxh3_64_intdigest
+
+from mmapds.errors import Closed, CorruptionError, DurabilityFailed, ForkedHandle, NotInitialised
+
+
+cdef int64_t SLICE = 100000000          # ns: no sleep is longer, because a writer may die before it wakes us
+cdef int64_t POLL = 500000              # ns: readers that cannot say that they wait
+
+
+# ---- results -------------------------------------------------------------------------------------------------------
+
+@cython.final
+@cython.freelist(16)
+@cython.no_gc_clear
+cdef class ReadResult:
+    """One version of the value, held until it is released and the last view of it is gone.
+
+    A context manager. The writer never changes or invalidates what a result, or a memoryview or array made from it, still
+    holds. Not to be used in the child of a fork: it is the parent's, and raises `ForkedHandle` there.
+    """
+
+    def __dealloc__(self):
+        if self.registered:
+            self.unpin()
+
+    cdef int unpin(self) except -1:
+        cdef uint64_t registered = self.registered
+        self.registered = 0
+        if registered:
+            self.owner.unpin(self.index, registered)
+        return 0
+
+    cdef int usable(self) except -1:
+        if self.released:
+            raise Closed("this result was released: read again")
+        if self.registered and self.registered != self.owner.epoch[0]:
+            raise ForkedHandle("this result belongs to the parent of this process: read again")
+        if self.mapping is not None:
+            self.mapping.check()
+        return 0
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        self.usable()
+        PyBuffer_FillInfo(view, self, self.base, self.size, 1, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.exports -= 1
+        if self.exports == 0 and self.released:
+            self.unpin()
+
+    @property
+    def data(self):
+        """The bytes as a read-only memoryview, zero-copy; the version is held as long as it lives."""
+        return PyMemoryView_FromObject(self)
+
+    @property
+    def value(self):
+        """The decoded value; decoded at each access. With the codecs raw and numpy it is a view, as `data` is."""
+        return self.owner._decode(PyMemoryView_FromObject(self))
+
+    def release(self):
+        """Lets go of the version, now or with the last view of it. Idempotent."""
+        self.released = True
+        if self.exports == 0 and self.registered:
+            self.unpin()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        self.released = True
+        if self.exports == 0 and self.registered:
+            self.unpin()
+
+    def __len__(self):
+        return self.size
+
+    def __repr__(self):
+        state = "released" if self.released else f"{self.size} bytes"
+        return f"<ReadResult version {self.version} {state}>"
+
+
+# ---- the handle ----------------------------------------------------------------------------------------------------
+
+cdef uint64_t never_failed = 0
+
+
+cdef class LeftRight:
+
+    def __cinit__(self, *args, **kwargs):
+        self.epoch = epoch_word()
+        self.slot = -1
+        self.verify = True
+        self.is_closed = True           # until _open
+        self.failed = self.word = &never_failed
+
+    # -- set up by Synchronizer --
+
+    def _open(self, Mapping control not None, *, bint verify, bint unregistered):
+        """From now on `control` is the sync file. `unregistered`: it must not, or cannot, be written."""
+        self.control = control
+        self.sync = <mmapds_sync *>control.base
+        self.word = &self.sync.sequence
+        self.failed = &self.sync.header.failed
+        self.verify = verify
+        self.unregistered = self.polls = unregistered
+        self.is_closed = False
+
+    def _open_private(self, bytes value, uint64_t version):
+        """From now on all there is lies in this process."""
+        self.is_private = self.unregistered = self.polls = True
+        self.is_closed = False
+        self.copied = version
+        self.current_copy = value
+
+    def _close(self):
+        """From now on every call raises Closed. True if no result holds a pin, so that the slot can go at once."""
+        self.is_closed = True
+        self.loaded_value = None
+        self.loaded = 0
+        return self.live == 0 or self.registered != self.epoch[0]
+
+    def _attach(self, int slot):
+        """The slot's byte is locked by this handle: recover what names the slot, then use it."""
+        leftright_attach(self.sync, slot)
+        self.pins = self.sync.slots[slot].pins
+        self.slot = slot
+        self.live = 0
+        self.registered = self.epoch[0]
+
+    def _detach(self):
+        """Gives the slot back, before its byte is unlocked. In a fork's child it is the parent's."""
+        if self.pins is not NULL and self.registered == self.epoch[0]:
+            leftright_detach(self.sync, self.slot)
+        self.pins = NULL
+        self.slot = -1
+
+    def _free_slot(self, int start=0):
+        """The first slot from `start` that is not in use, or -1."""
+        cdef int slot
+        for slot in range(start, MMAPDS_SLOTS):
+            if not load_seq_cst_u64(&self.sync.in_use[slot // 64]) >> (slot % 64) & 1:
+                return slot
+        return -1
+
+    @property
+    def _is_closed(self):
+        return self.is_closed
+
+    @property
+    def _verifies(self):
+        return self.verify
+
+    @property
+    def _registered(self):
+        return self.pins is not NULL and self.registered == self.epoch[0]
+
+    @property
+    def _pinned(self):
+        """How many results hold a pin through this handle."""
+        return self.live if self.registered == self.epoch[0] else 0
+
+    def _record(self, int index):
+        """(sequence, size, hash, whether its check is right) of an index."""
+        cdef mmapds_record *record = &self.sync.records[index]
+        cdef uint64_t expected = mmapds_record_check(record.sequence, record.size, record.hash, self.sync.header.identity)
+        return record.sequence, record.size, record.hash, record.check == expected
+
+    def _recover(self, uint64_t sequence):
+        """After another boot, when nobody is alive: V, and nothing volatile."""
+        memset(self.sync.in_use, 0, sizeof(self.sync.in_use))
+        memset(self.sync.slots, 0, sizeof(self.sync.slots))
+        store_seq_cst_u32(&self.sync.waiters, 0)
+        store_seq_cst_u64(&self.sync.header.failed, 0)
+        store_seq_cst_u64(&self.sync.sequence, sequence)
+
+    # -- reading --
+
+    cdef int check_open(self) except -1:
+        if self.is_closed:
+            raise Closed("this Synchronizer is closed")
+        return 0
+
+    cdef int check_failed(self) except -1:
+        if load_seq_cst_u64(self.failed):
+            raise DurabilityFailed(
+                f"{self.control.path}: a flush to the disk failed, here or in another process, and the kernel may have "
+                "dropped what it could not write. Nothing is trusted until a write() has succeeded; check the disk."
+            )
+        return 0
+
+    @property
+    def version(self):
+        """The sequence of the newest version; 0 before the first. One load: wait-free, no pin, no system call."""
+        if self.is_closed or self.unregistered or self.control.lost:
+            self.check_open()
+            return self._slow_version()
+        return load_acquire_u64(self.word)    # pairs with the store in leftright_publish
+
+    def _slow_version(self):
+        if self.is_private:
+            return self.copied
+        self._refresh()
+        self.control.check()
+        return load_acquire_u64(self.word)
+
+    def read(self):
+        """Pins the newest version and returns it as a :class:`ReadResult`.
+
+        Wait-free and without a system call as long as the data file has not been replaced or outgrown. The first read of
+        each version checks its checksum (unless `verify=False`). Raises `NotInitialised` before the first write,
+        `CorruptionError`, `MappingLost`, `DurabilityFailed`. A death leaves a pin that the writer takes back.
+        """
+        cdef ReadResult result
+        cdef uint64_t version = 0
+        cdef int index
+        if self.registered != self.epoch[0] or self.is_closed or self.pins is NULL:
+            return self.read_slowly()
+        # Allocated before the pin, so that neither a MemoryError nor the collector can come between pin and result.
+        result = ReadResult.__new__(ReadResult)
+        index = leftright_pin(self.sync, self.pins, &version)
+        if index < 0:
+            self._not_initialised()
+        self.live += 1
+        result.owner = self
+        result.index = index
+        result.registered = self.registered
+        if version == self.current and self.current_map is not None:
+            result.mapping = self.current_map
+            result.base = self.current_base
+            result.size = self.current_size
+            result.version = version
+        else:
+            self.settle(result, version)
+        result.switched = result.version != self.returned
+        self.returned = result.version
+        if self.failed[0] or self.control.lost or result.mapping.lost:
+            self.refuse(result)
+        return result
+
+    cdef int refuse(self, ReadResult result) except -1:
+        result.release()
+        if result.mapping.lost or self.control.lost:
+            self.poison(result.mapping)
+        self.check_failed()
+        return 0
+
+    cdef int poison(self, Mapping mapping) except -1:
+        """Part of a file is gone: this handle is of no further use, and lets go of what others wait for."""
+        self.control.lost = 1
+        self._let_go()
+        mapping.check()
+        self.control.check()
+        return 0
+
+    cdef int settle(self, ReadResult result, uint64_t version) except -1:
+        """The result holds a pin for `version`, which is new to this handle: fills the rest in, perhaps for a newer one."""
+        cdef int index
+        while not self.switch(result, version):
+            # The version changed while we mapped: what we mapped may be the writer's next inode.
+            result.unpin()
+            self.check_open()
+            index = leftright_pin(self.sync, self.pins, &version)
+            if index < 0:
+                self._not_initialised()
+            self.live += 1
+            result.index = index
+            result.registered = self.registered
+        return 0
+
+    cdef int switch(self, ReadResult result, uint64_t version) except -1:
+        """Maps and checks `version`, which the result has pinned; 0 if it must be pinned anew."""
+        cdef int index = result.index
+        cdef mmapds_record *record = &self.sync.records[index]
+        cdef uint64_t generation, size, hash
+        cdef Mapping mapping
+        # Held until the end: an unmapping lets go of the GIL, and the fields below must change as one.
+        cdef Mapping old_map = self.current_map, old0 = self.map0, old1 = self.map1
+        if record.sequence != version or record.check != mmapds_record_check(
+                version, record.size, record.hash, self.sync.header.identity):
+            self.control.check()
+            raise CorruptionError(
+                f"{self.control.path}: the record of version {version} is damaged (it says version {record.sequence}, "
+                f"{record.size} bytes): publish anew, or restore a copy"
+            )
+        size = record.size
+        hash = record.hash
+        generation = load_seq_cst_u64(&record.generation)   # before the file is opened: pairs with write_locked
+        mapping = self.map1 if index else self.map0
+        if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
+            mapping = self._map_data(index, size)
+            if load_seq_cst_u64(&self.sync.sequence) != version:
+                return 0
+            if mapping is None:
+                raise CorruptionError(
+                    f"{self.control.path}: data_{index} is missing, or shorter than the {size} bytes of version {version}: "
+                    "publish anew, or restore a copy"
+                )
+        if self.verify:
+            self.verify_hash(mapping, mapping.base + MMAPDS_PAGE, size, hash, version)
+        self.keep(index, mapping, generation)
+        self.current_map = mapping
+        self.current_base = mapping.base + MMAPDS_PAGE
+        self.current_size = size
+        self.current = version
+        result.mapping = mapping
+        result.base = self.current_base
+        result.size = size
+        result.version = version
+        return 1
+
+    cdef void keep(self, int index, Mapping mapping, uint64_t generation) noexcept:
+        if index:
+            self.map1 = mapping
+        else:
+            self.map0 = mapping
+        self.generations[index] = generation
+
+    cdef int verify_hash(self, Mapping mapping, char *base, Py_ssize_t size, uint64_t hash, uint64_t version) except -1:
+        cdef uint64_t found = xxh3_64_intdigest(PyMemoryView_FromMemory(base, size, 0x100))
+        if mapping.lost or self.control.lost:
+            self.poison(mapping)
+        if found != hash:
+            raise CorruptionError(
+                f"{self.control.path}: version {version} does not match its checksum (0x{hash:016x} stored, "
+                f"0x{found:016x} computed over {size} bytes): publish anew, or restore a copy"
+            )
+        return 0
+
+    cdef int unpin(self, int index, uint64_t registered) except -1:
+        # Called from deallocation too. In a fork's child the pin, and the slot, are the parent's.
+        if registered != self.epoch[0] or registered != self.registered or self.pins is NULL:
+            return 0
+        leftright_unpin(self.pins, index)
+        self.live -= 1
+        if self.live == 0 and self.is_closed:
+            self._release_slot()
+        return 0
+
+    def _not_initialised(self):
+        raise NotInitialised(
+            f"{self.control.path}: nothing has been published yet: write() first, or wait() for a writer"
+        )
+
+    cdef object read_slowly(self):
+        self.check_open()
+        cdef ReadResult result
+        if not self.unregistered:
+            if self._register():
+                return self.read()
+        result = ReadResult.__new__(ReadResult)
+        result.owner = self
+        self.copy(result)
+        result.copied = True
+        result.switched = result.version != self.returned
+        self.returned = result.version
+        return result
+
+    cdef int hold(self, ReadResult result, bytes data, uint64_t version) except -1:
+        result.held = data
+        result.base = PyBytes_AS_STRING(data)
+        result.size = len(data)
+        result.version = version
+        return 0
+
+    cdef int copy(self, ReadResult result) except -1:
+        """Fills the result with a copy of the newest version, without a slot."""
+        cdef uint64_t version, size, hash, check, sequence, generation
+        cdef mmapds_record *record
+        cdef Mapping mapping, old0, old1
+        cdef bytes data
+        cdef char *source
+        cdef char *target
+        cdef int index
+        if self.is_private:
+            if self.copied == 0:
+                raise NotInitialised("nothing has been published: write() first")
+            return self.hold(result, self.current_copy, self.copied)
+        while True:
+            self._refresh()
+            self.control.check()
+            self.check_failed()
+            version = load_seq_cst_u64(&self.sync.sequence)     # pairs with leftright_publish
+            if version == 0:
+                self._not_initialised()
+            if version == self.copied and self.current_copy is not None:
+                return self.hold(result, self.current_copy, version)
+            index = <int>(version & 1)
+            record = &self.sync.records[index]
+            sequence = load_relaxed_u64(&record.sequence)
+            size = load_relaxed_u64(&record.size)
+            hash = load_relaxed_u64(&record.hash)
+            check = load_relaxed_u64(&record.check)
+            generation = load_seq_cst_u64(&record.generation)
+            fence_acquire()
+            if load_seq_cst_u64(&self.sync.sequence) != version:
+                continue
+            if sequence != version or check != mmapds_record_check(version, size, hash, self.sync.header.identity):
+                raise CorruptionError(
+                    f"{self.control.path}: the record of version {version} is damaged (it says version {sequence}, "
+                    f"{size} bytes): publish anew, or restore a copy"
+                )
+            old0, old1 = self.map0, self.map1   # held until the end: see switch()
+            mapping = old1 if index else old0
+            if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
+                mapping = self._map_data(index, size)
+                if load_seq_cst_u64(&self.sync.sequence) != version:
+                    continue
+                if mapping is None:
+                    raise CorruptionError(
+                        f"{self.control.path}: data_{index} is missing, or shorter than the {size} bytes of version "
+                        f"{version}: publish anew, or restore a copy"
+                    )
+                self.keep(index, mapping, generation)
+            data = PyBytes_FromStringAndSize(NULL, size)
+            target = PyBytes_AS_STRING(data)
+            source = mapping.base + MMAPDS_PAGE
+            with nogil:
+                memcpy(target, source, size)
+            fence_acquire()             # pairs with the fence in write_locked: the data before V
+            if load_seq_cst_u64(&self.sync.sequence) != version:
+                continue
+            if mapping.lost:
+                self.poison(mapping)
+            if self.verify:
+                self.verify_hash(mapping, target, size, hash, version)
+            self.current_copy = data
+            self.copied = version
+            return self.hold(result, data, version)
+
+    def load(self, default=...):
+        """The newest value, decoded; `default`, if given, before the first write.
+
+        Decoded again only when the version changed, and it leaves no pin. All callers share the one object: do not change
+        it. With the codecs raw and numpy it is a copy that stands alone. Wait-free while the version is the same.
+        """
+        cdef ReadResult result
+        cdef uint64_t version
+        cdef object value = None
+        if not self.unregistered and not self.is_closed:
+            version = load_acquire_u64(self.word)
+            if version == self.loaded and version != 0 and not self.failed[0] and not self.control.lost:
+                return self.loaded_value
+        try:
+            result = self.read()
+        except NotInitialised:
+            if default is ...:
+                raise
+            return default
+        if result.version != self.loaded:
+            version = result.version
+            with result:
+                value = self._own(self._decode(PyMemoryView_FromObject(result)))
+            if result.mapping is not None:
+                result.mapping.check()
+            previous = self.loaded_value    # held: its end may run other code
+            self.loaded_value = value
+            self.loaded = version
+            return value
+        result.release()
+        return self.loaded_value
+
+    def wait(self, newer_than=None, timeout=None):
+        """Sleeps until there is a version newer than `newer_than` (default: than the present one); returns it, or None
+        after `timeout` seconds.
+
+        The writer wakes all waiters by futex as it publishes. A writer killed in between costs a waiter 100 ms at most.
+        Handles that cannot write the file look every half millisecond instead. Signal handlers run while it waits.
+        """
+        cdef uint64_t seen = self.version if newer_than is None else newer_than
+        cdef uint64_t version
+        cdef int64_t limit = 0, left, checked = kernel_clock_ns(), now
+        cdef int result
+        if timeout is not None:
+            limit = checked + <int64_t>(float(timeout) * 1e9)
+        while True:
+            version = self.version
+            if version > seen or (self.unordered and version != seen):
+                return version
+            if not self.is_private:
+                self.control.check()
+                self.check_failed()
+            now = kernel_clock_ns()
+            if now - checked >= SLICE:
+                self._check_path()
+                checked = now
+            left = POLL if self.polls else SLICE
+            if timeout is not None:
+                left = min(left, limit - now)
+                if left <= 0:
+                    return None
+            result = 0
+            if self.polls:
+                with nogil:
+                    kernel_sleep_ns(left)
+            else:
+                store_seq_cst_u32(&self.sync.waiters, 1)        # pairs with the look in leftright_publish
+                if load_seq_cst_u64(self.word) != version:
+                    continue
+                with nogil:
+                    result = kernel_futex_wait(<uint32_t *>self.word, <uint32_t>version, left)
+            PyErr_CheckSignals()
+            if result not in (0, -EAGAIN, -ETIMEDOUT, -EINTR):
+                raise_errno(-result, self.control.path)
+            self.check_open()

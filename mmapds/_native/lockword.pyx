@@ -1,0 +1,246 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The lock word: fast mutual exclusion between processes, in 8 bytes of a shared mapping, that survives its owner.
+
+::
+
+     63                              32  31      30     29              0
+    +----------------------------------+-------+-------+-----------------+
+    |  token, upper 32 bits            |waiters| dirty | token, lower 30 |
+    +----------------------------------+-------+-------+-----------------+
+
+A *token* is 60 random bits that a handle draws once; before it writes the token anywhere it locks byte 2^62 + token of
+the file (an open-file-description lock), and the kernel drops that lock when the process dies. So "is the owner alive?"
+is one system call, without pids, and a token is never reused: the reuse of a slot, which needs an incarnation number and
+somebody who bumps it, cannot happen. The word is 0 when free.
+
+Transitions, each one atomic instruction, so that a death leaves the word as before or as after:
+
+* take          0 | d -> token | d | w          (d, w: dirty and waiters, kept)
+* announce      token -> token | waiters
+* release       token | w -> 0 or dirty         then wake one if there was w
+* take over     dead | w -> mine | dirty | w    while holding the dead owner's byte, so that only one prober does it,
+                                                and never while the owner lives
+
+Dirty means that whoever held the word did not leave it in order; it stays until somebody who knows how has repaired what
+the lock protects, so a repairer who dies in mid-repair leaves it to the next.
+
+Waiting. An owner killed between release and wake, and a waiter killed between being woken and acting, would leave others
+asleep; so no sleep is longer than 50 ms, and after each the owner is probed. Nobody is robbed by time alone: a *stopped*
+owner (SIGSTOP) holds the others up until it goes on.
+
+Prior art: robust futexes (the kernel walks a list in the dead process; they need the same layout of libc in every
+process), Drepper's "Futexes are tricky" (the waiters bit). Rejected: pthread robust mutexes, whose pointers glibc
+follows in the file; a lease by time, which robs the slow.
+"""
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from mmapds._native.atomics cimport (
+    compare_exchange_seq_cst_u64, cpu_relax, exchange_seq_cst_u64, load_seq_cst_u64,
+)
+from mmapds._native.kernel cimport (
+    F_UNLCK, F_WRLCK, LockFile, epoch, kernel_clock_ns, kernel_futex_wait, kernel_futex_wake, kernel_lock, raise_errno,
+)
+from mmapds._native.region cimport Mapping
+
+import os
+from threading import get_ident
+
+from mmapds.errors import ForkedHandle
+
+
+cdef extern from "layout.h" nogil:
+    int64_t MMAPDS_LOCK_TOKEN
+
+
+cdef uint64_t WAITERS = 1ULL << 31
+cdef uint64_t DIRTY = 1ULL << 30
+cdef uint64_t TOKEN = ~((1ULL << 31) | (1ULL << 30))
+cdef int SPINS = 100
+cdef int64_t SLICE = 50000000       # ns
+
+
+cdef inline int64_t token_byte(uint64_t token) noexcept nogil:
+    # The flags' two bits are squeezed out: 62 - 2 = 60 bits, below 2^62.
+    return MMAPDS_LOCK_TOKEN + <int64_t>(((token >> 32) << 30) | (token & 0x3fffffff))
+
+
+cdef int lockword_try(uint64_t *word, uint64_t token, bint waited) noexcept nogil:
+    """One attempt, without waiting: take a free word.
+
+    Release clears the waiters bit and wakes one; whoever has `waited` sets it again, because others may still sleep.
+    """
+    cdef uint64_t found = 0
+    cdef uint64_t mine = token | WAITERS if waited else token
+    if compare_exchange_seq_cst_u64(word, &found, mine):       # pairs with the exchange in lockword_release
+        return LOCK_TAKEN
+    while not found & TOKEN:                                    # free, but flagged
+        if compare_exchange_seq_cst_u64(word, &found, mine | found):
+            return LOCK_TAKEN_DIRTY if found & DIRTY else LOCK_TAKEN
+    return LOCK_BUSY
+
+
+cdef int lockword_probe(uint64_t *word, uint64_t token, int fd) noexcept nogil:
+    """Takes the word over if its owner is dead."""
+    cdef uint64_t found = load_seq_cst_u64(word)
+    cdef uint64_t dead = found & TOKEN
+    cdef int64_t byte
+    cdef int status = LOCK_BUSY
+    if dead == 0:
+        return lockword_try(word, token, True)
+    if dead == token:                   # another thread of this handle: alive, and its lock would look free to us
+        return LOCK_BUSY
+    byte = token_byte(dead)
+    if kernel_lock(fd, F_WRLCK, byte, 1, 0) != 0:
+        return LOCK_BUSY
+    # The owner is dead and we alone hold its byte: the word can change only by a flag or, if it had been released or
+    # taken over before we got the byte, be another's by now.
+    while found & TOKEN == dead:
+        if compare_exchange_seq_cst_u64(word, &found, token | DIRTY | (found & WAITERS)):
+            status = LOCK_TAKEN_DIRTY
+            break
+    kernel_lock(fd, F_UNLCK, byte, 1, 0)
+    return status
+
+
+cdef void lockword_release(uint64_t *word, bint dirty) noexcept nogil:
+    # Pairs with the compare-and-swap in lockword_try: what we did under the lock is seen by the next owner.
+    if exchange_seq_cst_u64(word, DIRTY if dirty else 0) & WAITERS:
+        kernel_futex_wake(<uint32_t *>word, 1)
+
+
+@cython.final
+cdef class Owner:
+    """Draws a token and locks its byte on `locks`; the kernel keeps the lock as long as that descriptor lives."""
+
+    def __cinit__(self, LockFile locks not None):
+        cdef uint64_t random
+        self.locks = locks
+        while True:
+            random = int.from_bytes(os.urandom(8), "little")
+            random &= TOKEN
+            if random and locks.try_lock(token_byte(random)):
+                self.token = random
+                return
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Lock:
+    """A lock that processes share, at a word of a region. Obtained from :meth:`mmapds.Region.lock`.
+
+    A context manager. Not reentrant. Uncontended it costs one atomic instruction each way and no system call. If an owner
+    dies inside, the next one gets the lock, and finds :attr:`owner_died` true: what the lock protects may be half
+    changed, and is to be repaired before the block is left. Leaving the block normally declares it in order; leaving it
+    by an exception while `owner_died` leaves the mark for the next owner. A *stopped* owner holds others up until it goes
+    on. In the child of a fork a lock that the parent held is still the parent's: acquiring waits for it, and leaving the
+    block does nothing.
+    """
+
+    def __cinit__(self, Mapping mapping not None, Py_ssize_t offset, owners):
+        if offset < 0 or offset > mapping.size - 8:
+            raise ValueError(f"offset {offset} is outside: a lock needs 8 bytes within the region's {mapping.size}")
+        if offset % 8:
+            raise ValueError(f"offset {offset} is misaligned: a lock lies at a multiple of 8")
+        if not mapping.writable:
+            raise ValueError(f"{mapping.path or 'the region'} is mapped read-only: a lock needs mode='shared'")
+        self.mapping = mapping
+        self.word = <uint64_t *>(mapping.base + offset)
+        self.owners = owners
+        mapping.borrowed += 1
+
+    def __dealloc__(self):
+        if self.mapping is not None:
+            if self.owner is not None and self.owner.locks.epoch == epoch():
+                lockword_release(self.word, True)       # collected while held: nobody knows in what state
+            self.mapping.borrowed -= 1
+
+    @property
+    def owner_died(self):
+        """While held: True if the previous owner died, or left by an exception, before it had put things in order."""
+        return self.found_dirty
+
+    def locked(self):
+        """Whether somebody, perhaps dead, has the lock now."""
+        return (load_seq_cst_u64(self.word) & TOKEN) != 0
+
+    def acquire(self, timeout=None):
+        """Takes the lock; False if that was not possible within `timeout` seconds. Signal handlers run while it waits."""
+        cdef Owner owner = self.owners()
+        cdef uint64_t token = owner.token
+        cdef uint64_t found
+        cdef int64_t limit = 0, left
+        cdef int status, i, result
+        cdef bint waited = False
+        if self.owner is not None and self.owner.locks.epoch != epoch():
+            self.owner = None               # it was the parent's
+        if self.owner is not None and self.thread == get_ident():
+            raise RuntimeError("this thread holds the lock already, and it is not reentrant")
+        status = lockword_try(self.word, token, False)
+        if status != LOCK_BUSY:
+            return self.enter(owner, status)
+        if timeout is not None:
+            limit = kernel_clock_ns() + <int64_t>(float(timeout) * 1e9)
+        while True:
+            with nogil:
+                for i in range(SPINS):
+                    cpu_relax()
+                    status = lockword_try(self.word, token, waited)
+                    if status != LOCK_BUSY:
+                        break
+                if status == LOCK_BUSY:
+                    status = lockword_probe(self.word, token, owner.locks.fd)
+            self.mapping.check()
+            if status != LOCK_BUSY:
+                return self.enter(owner, status)
+            left = SLICE
+            if timeout is not None:
+                left = min(left, limit - kernel_clock_ns())
+                if left <= 0:
+                    return False
+            found = load_seq_cst_u64(self.word)
+            if not found & TOKEN:
+                continue
+            if not found & WAITERS and not compare_exchange_seq_cst_u64(self.word, &found, found | WAITERS):
+                continue
+            with nogil:
+                # The kernel compares again before it sleeps; every release clears the waiters bit in this half.
+                result = kernel_futex_wait(<uint32_t *>self.word, <uint32_t>(found | WAITERS), left)
+            waited = True
+            if result == -EINTR:
+                PyErr_CheckSignals()
+            elif result not in (0, -EAGAIN, -ETIMEDOUT):
+                raise_errno(-result, self.mapping.path)
+
+    cdef int enter(self, Owner owner, int status) except -1:
+        self.owner = owner
+        self.thread = get_ident()
+        self.found_dirty = status == LOCK_TAKEN_DIRTY
+        return 1
+
+    def release(self, *, bint in_order=True):
+        """Gives the lock back. With `in_order` false the next owner finds `owner_died` true."""
+        if self.owner is None:
+            raise RuntimeError("this lock object does not hold the lock")
+        if self.owner.locks.epoch != epoch():
+            self.owner = None
+            raise ForkedHandle("the lock is the parent's: a fork does not inherit it; acquire it in this process")
+        if self.thread != get_ident():
+            raise RuntimeError("the lock is held by another thread")
+        self.owner = None
+        self.found_dirty = False
+        lockword_release(self.word, not in_order)
+        self.mapping.check()
+
+    def __enter__(self):
+        self.acquire()
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        if self.owner is not None and self.owner.locks.epoch != epoch():
+            self.owner = None               # forked inside the block: the parent's
+            return
+        self.release(in_order=kind is None or not self.found_dirty)

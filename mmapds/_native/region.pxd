@@ -1,0 +1,39 @@
+# cython: language_level=3
+"""An owned range of mapped memory, and the words in it."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+
+cdef class Mapping:
+    """A mapped range. Unmapped when the last reference is gone: a buffer exported from it, an atomic, a pin each hold one."""
+    cdef char *base
+    cdef readonly Py_ssize_t size       # bytes that may be used
+    cdef Py_ssize_t length              # bytes mapped (whole pages)
+    cdef Py_ssize_t page
+    cdef uint32_t lost                  # set by the SIGBUS handler
+    cdef readonly bint writable
+    cdef Py_ssize_t borrowed            # buffers, atomics, calls without the GIL: while not 0, bytes may not move
+    cdef void *guard
+    cdef readonly object path
+    cdef int check(self) except -1
+
+
+cdef class AtomicInt64:
+    cdef Mapping mapping
+    cdef int64_t *word
+    cdef bint futex
+    cdef int usable(self) except -1
+
+
+cdef class RegionCore:
+    """The hot half of Region: byte access, atomics, and the system calls on ranges."""
+    cdef Mapping mapping                # None after close()
+    cdef char *base
+    cdef Py_ssize_t length
+    cdef bint writable
+    cdef bint shared
+    cdef Mapping opened(self)
+    cdef int use(self, Mapping mapping) except -1
+    cdef int copy_in(self, char *source, Py_ssize_t n, Py_ssize_t offset) except -1
+    cdef Py_ssize_t position(self, key) except -1
+    cdef int span(self, Py_ssize_t offset, object length, Py_ssize_t unit, char **start, Py_ssize_t *size) except -1

@@ -1,0 +1,614 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Mapped memory as Python objects.
+
+A :class:`Mapping` owns one ``mmap`` range and nothing else. Whoever can still touch the range holds a reference to it (an
+exported buffer through the buffer protocol, an atomic, a reader's pin), so ``munmap`` happens when the last of them is
+gone and there is never a dangling pointer. ``close()`` and ``resize()`` only let go of a reference. CPython's own
+``mmap`` refuses to close while a buffer is exported; a structure whose data moves under its readers cannot.
+
+Large copies run with the GIL released. A copy of less than 64 KiB keeps it: a page fault that has to read the disk then
+stops every thread of the process, which is why ``populate`` exists.
+
+An access to a page that is gone does not fail; the SIGBUS handler (process.h) puts zeros there and leaves a mark. So each
+operation looks at the mark before it starts, because a lost mapping is of no use any more, and when it is done.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.number cimport PyNumber_AsSsize_t
+from libc.errno cimport EAGAIN, EEXIST, EFAULT, EINTR, EINVAL, ETIMEDOUT
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memmove, memset
+
+from mmapds._native.atomics cimport (
+    compare_exchange_seq_cst_u64, exchange_seq_cst_u64, fetch_add_seq_cst_u64, fetch_and_seq_cst_u64,
+    fetch_or_seq_cst_u64, fetch_sub_seq_cst_u64, fetch_xor_seq_cst_u64, load_seq_cst_u64, store_seq_cst_u64,
+)
+from mmapds._native.kernel cimport (
+    MADV_POPULATE_READ, MADV_POPULATE_WRITE, deadline, guard_add, guard_remove, guard_resize, kernel_clock_ns,
+    kernel_failed, kernel_futex_wait, kernel_futex_wake, kernel_lost, kernel_map, kernel_page_size, kernel_resident,
+    raise_errno,
+)
+from mmapds.errors import Closed, MappingLost
+
+
+cdef extern from "kernel.h" nogil:
+    int PROT_NONE, PROT_READ, PROT_WRITE
+    int MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_NORESERVE
+    int MAP_SHARED_VALIDATE, MAP_SYNC
+    int MS_SYNC
+    int munmap(void *base, size_t length)
+    int msync(void *base, size_t length, int flags)
+    int madvise(void *base, size_t length, int advice)
+    int mlock(void *base, size_t length)
+    int ftruncate(int fd, int64_t length)
+    void *mremap(void *base, size_t old, size_t new, int flags, ...)
+    int MREMAP_MAYMOVE, MREMAP_FIXED
+    int errno
+
+
+cdef Py_ssize_t LARGE = 65536          # bytes from which a copy releases the GIL
+cdef int64_t SLICE = 100000000         # ns: no futex wait is longer, because a waker may die before it wakes
+cdef Py_ssize_t PAGE = kernel_page_size()
+
+
+@cython.cdivision(True)
+cdef inline Py_ssize_t round_up(Py_ssize_t value, Py_ssize_t unit) noexcept nogil:
+    return (value + unit - 1) // unit * unit
+
+
+@cython.final
+@cython.no_gc                           # refers to a path only: never part of a cycle, and its users' deallocators need it
+cdef class Mapping:
+    """`size` bytes of `fd` from the start of the file (or, with fd -1, of nothing)."""
+
+    def __cinit__(self, int fd, Py_ssize_t size, int protection, int flags, path=None, Py_ssize_t page=4096,
+                  uintptr_t address=0):
+        self.guard = NULL
+        self.base = NULL
+        page = max(page, PAGE)
+        if size <= 0:
+            raise ValueError(f"cannot map {size} bytes: a mapping has at least one byte")
+        if size > (<Py_ssize_t>1 << 62):
+            raise ValueError(f"cannot map {size} bytes: there are not as many addresses")
+        cdef Py_ssize_t length = round_up(size, page)
+        cdef void *mapped
+        with nogil:
+            mapped = kernel_map(<void *>address, length, protection, flags, fd, 0)
+        cdef int failed = kernel_failed(mapped)
+        if failed:
+            raise_errno(failed, path)
+        self.base = <char *>mapped
+        self.size = size
+        self.length = length
+        self.page = page
+        self.path = path
+        self.writable = (protection & PROT_WRITE) != 0
+        if flags & MAP_FIXED_NOREPLACE and <uintptr_t>mapped != address:
+            raise_errno(EEXIST, path)   # a kernel before 4.17 takes the address as a hint
+        self.guard = guard_add(mapped, length, page, protection, &self.lost)
+
+    def __dealloc__(self):
+        if self.guard is not NULL:
+            guard_remove(self.guard)
+        if self.base is not NULL:
+            with nogil:
+                munmap(self.base, self.length)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.base, self.size, not self.writable, flags)
+        self.borrowed += 1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.borrowed -= 1
+
+    def __len__(self):
+        return self.size
+
+    @property
+    def borrows(self):
+        """How many buffers, atomics, locks and calls in other threads use it now."""
+        return self.borrowed
+
+    @property
+    def address(self):
+        return <uintptr_t>self.base
+
+    @property
+    def is_lost(self):
+        """True once a page of it had to be replaced by zeros (the file was truncated, or the disk failed or was full)."""
+        return kernel_lost(&self.lost) != 0
+
+    cdef int check(self) except -1:
+        if kernel_lost(&self.lost):
+            raise MappingLost(
+                f"{self.path or 'a mapping'}: part of the file is gone from under its mapping (truncated by somebody, or the "
+                "disk is full or failing); what was read there is zeros. Close this handle and look at the file.",
+                path=self.path,
+            )
+        return 0
+
+    def ensure(self):
+        """Raises MappingLost if it is lost."""
+        self.check()
+
+    def grow_in_place(self, int fd, Py_ssize_t size, int flags, bint locked=False):
+        """Maps the file's bytes (fd -1: zeros) up to `size` right behind what is mapped; False if the addresses are taken.
+
+        `locked`: the new ones are to stay in memory; OSError, with nothing changed, if they cannot.
+        """
+        if size <= self.size:
+            return True
+        if size > (<Py_ssize_t>1 << 62):
+            return False
+        cdef Py_ssize_t length = round_up(size, self.page)
+        cdef Py_ssize_t more = length - self.length
+        cdef int failed, protection = PROT_READ | (PROT_WRITE if self.writable else 0)
+        cdef char *end = self.base + self.length
+        cdef void *mapped
+        if more > 0:
+            mapped = kernel_map(end, more, protection, flags | MAP_FIXED_NOREPLACE, fd, self.length if fd >= 0 else 0)
+            if kernel_failed(mapped):
+                return False
+            if mapped != end:           # a kernel before 4.17 takes the address as a hint
+                munmap(mapped, more)
+                return False
+            if locked:
+                with nogil:
+                    failed = errno if mlock(end, more) != 0 else 0
+                if failed:
+                    munmap(end, more)
+                    raise_errno(failed, self.path)
+            self.length = length
+            guard_resize(self.guard, length)
+        self.size = size
+        return True
+
+    def cut(self, int fd, Py_ssize_t size, int flags):
+        """Shrinks the file to `size`; OSError, with nothing changed, if that fails. The mapping stays as long as it was.
+
+        If somebody looks at the mapping, pages wholly behind the new end become private copies first, so that views keep
+        what they saw and do not fault. The page with the new end in it stays shared; the kernel zeroes its rest.
+        """
+        cdef Py_ssize_t start = round_up(size, self.page)
+        cdef Py_ssize_t tail = self.length - start
+        cdef void *copy = NULL
+        cdef void *moved
+        cdef int failed
+        if tail > 0 and self.borrowed:
+            copy = kernel_map(NULL, tail, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+            failed = kernel_failed(copy)
+            if failed:
+                raise_errno(failed, self.path)
+            self.borrowed += 1
+            with nogil:
+                memcpy(copy, self.base + start, tail)
+                moved = mremap(copy, tail, tail, MREMAP_MAYMOVE | MREMAP_FIXED, self.base + start)
+                failed = errno if moved != self.base + start else 0
+                if failed:
+                    munmap(copy, tail)
+            self.borrowed -= 1
+            if failed:
+                raise_errno(failed, self.path)
+        with nogil:
+            failed = errno if ftruncate(fd, size) != 0 else 0
+        if failed:
+            if copy is not NULL:        # the file is as it was: put it back in its place
+                kernel_map(self.base + start, tail, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, start)
+            raise_errno(failed, self.path)
+
+    def trim(self, Py_ssize_t size):
+        """Forgets what lies behind `size`; growing shows zeros there again. For private mappings that nobody looks at."""
+        cdef Py_ssize_t start = round_up(size, self.page)
+        cdef Py_ssize_t tail = self.length - start
+        if self.borrowed:
+            raise BufferError("the mapping is in use")
+        memset(self.base + size, 0, min(start, self.size) - size)
+        self.check()
+        if tail > 0:
+            guard_resize(self.guard, start)
+            if munmap(self.base + start, tail) != 0:
+                guard_resize(self.guard, self.length)
+                raise_errno(errno, self.path)
+            self.length = start
+        self.size = size
+
+    def lock_memory(self):
+        cdef int failed
+        self.borrowed += 1
+        with nogil:
+            failed = errno if mlock(self.base, self.length) != 0 else 0
+        self.borrowed -= 1
+        if failed:
+            raise_errno(failed, self.path)
+
+
+@cython.final
+@cython.no_gc                           # refers to a mapping only
+cdef class AtomicInt64:
+    """A signed 64-bit word of a region, changed by one hardware instruction.
+
+    All operations are sequentially consistent, wait-free, and shared with every process that maps the word; they wrap
+    at 64 bits as the hardware does. The word survives the death of any process. An atomic keeps its mapping alive: it
+    stays valid after the region's `close()` and `resize()`, and in the child of a fork. Obtained from
+    :meth:`mmapds.Region.atomic`.
+    """
+
+    def __cinit__(self, Mapping mapping not None, Py_ssize_t offset, bint futex):
+        if offset < 0 or offset > mapping.size - 8:
+            raise ValueError(f"offset {offset} is outside: a word needs 8 bytes within the region's {mapping.size}")
+        if offset % 8:
+            raise ValueError(f"offset {offset} is misaligned: an atomic word lies at a multiple of 8")
+        self.mapping = mapping
+        self.futex = futex
+        self.word = <int64_t *>(mapping.base + offset)
+        mapping.borrowed += 1
+
+    def __dealloc__(self):
+        if self.mapping is not None:
+            self.mapping.borrowed -= 1
+
+    cdef int usable(self) except -1:
+        self.mapping.check()
+        if not self.mapping.writable:
+            raise ValueError(f"{self.mapping.path or 'the region'} is mapped read-only: open it with mode='shared' to change it")
+        return 0
+
+    def load(self):
+        """The value."""
+        cdef int64_t value = <int64_t>load_seq_cst_u64(<uint64_t *>self.word)
+        if kernel_lost(&self.mapping.lost):
+            self.mapping.check()
+        return value
+
+    def store(self, int64_t value):
+        """Sets the value."""
+        if self.mapping.lost or not self.mapping.writable:
+            self.usable()
+        store_seq_cst_u64(<uint64_t *>self.word, <uint64_t>value)
+        if kernel_lost(&self.mapping.lost):
+            self.mapping.check()
+
+    def fetch_add(self, int64_t n=1):
+        """Adds n and returns the value before."""
+        if self.mapping.lost or not self.mapping.writable:
+            self.usable()
+        cdef int64_t old = <int64_t>fetch_add_seq_cst_u64(<uint64_t *>self.word, <uint64_t>n)
+        if kernel_lost(&self.mapping.lost):
+            self.mapping.check()
+        return old
+
+    def fetch_sub(self, int64_t n=1):
+        """Subtracts n and returns the value before."""
+        if self.mapping.lost or not self.mapping.writable:
+            self.usable()
+        cdef int64_t old = <int64_t>fetch_sub_seq_cst_u64(<uint64_t *>self.word, <uint64_t>n)
+        if kernel_lost(&self.mapping.lost):
+            self.mapping.check()
+        return old
+
+    def fetch_and(self, int64_t mask):
+        """Bitwise and; returns the value before."""
+        if self.mapping.lost or not self.mapping.writable:
+            self.usable()
+        cdef int64_t old = <int64_t>fetch_and_seq_cst_u64(<uint64_t *>self.word, <uint64_t>mask)
+        if kernel_lost(&self.mapping.lost):
+            self.mapping.check()
+        return old
+
+    def fetch_or(self, int64_t mask):
+        """Bitwise or; returns the value before."""
+        if self.mapping.lost or not self.mapping.writable:
+            self.usable()
+        cdef int64_t old = <int64_t>fetch_or_seq_cst_u64(<uint64_t *>self.word, <uint64_t>mask)
+        if kernel_lost(&self.mapping.lost):
+            self.mapping.check()
+        return old
+
+    def fetch_xor(self, int64_t mask):
+        """Bitwise exclusive or; returns the value before."""
+        if self.mapping.lost or not self.mapping.writable:
+            self.usable()
+        cdef int64_t old = <int64_t>fetch_xor_seq_cst_u64(<uint64_t *>self.word, <uint64_t>mask)
+        if kernel_lost(&self.mapping.lost):
+            self.mapping.check()
+        return old
+
+    def exchange(self, int64_t value):
+        """Sets the value and returns the one before."""
+        if self.mapping.lost or not self.mapping.writable:
+            self.usable()
+        cdef int64_t old = <int64_t>exchange_seq_cst_u64(<uint64_t *>self.word, <uint64_t>value)
+        if kernel_lost(&self.mapping.lost):
+            self.mapping.check()
+        return old
+
+    def compare_exchange(self, int64_t expected, int64_t desired):
+        """Sets `desired` if the value is `expected`; returns (whether it did, the value before)."""
+        if self.mapping.lost or not self.mapping.writable:
+            self.usable()
+        cdef uint64_t found = <uint64_t>expected
+        cdef bint done = compare_exchange_seq_cst_u64(<uint64_t *>self.word, &found, <uint64_t>desired)
+        if kernel_lost(&self.mapping.lost):
+            self.mapping.check()
+        return done, <int64_t>found
+
+    def wait(self, int64_t expected, timeout=None):
+        """Sleeps while the value is `expected`, at most `timeout` seconds; True when it is another, False on time-out.
+
+        Whoever changes the value must call :meth:`wake`. A futex compares 32 bits, so a change of the upper half
+        alone, like a waker that died before it woke anybody, is noticed after 100 ms. Signal handlers run, and may
+        raise, while it sleeps.
+        """
+        cdef int64_t limit = deadline(timeout), left
+        cdef int result
+        if not self.futex:
+            raise ValueError("cannot wait on a private mapping: no other process could change it. Open it with mode='shared'.")
+        while True:
+            if <int64_t>load_seq_cst_u64(<uint64_t *>self.word) != expected:
+                self.mapping.check()
+                return True
+            self.mapping.check()
+            left = min(SLICE, limit - kernel_clock_ns())
+            if left <= 0:
+                return False
+            with nogil:
+                # The kernel compares again before it sleeps: pairs with the change that precedes wake().
+                result = kernel_futex_wait(<uint32_t *>self.word, <uint32_t>expected, left)
+            if result == -EINTR:
+                PyErr_CheckSignals()
+            elif result not in (0, -EAGAIN, -ETIMEDOUT, -EFAULT):   # EFAULT: no page; the next look brings the mark
+                raise_errno(-result, self.mapping.path)
+
+    def wake(self, int n=1):
+        """Wakes up to n waiters of any process; returns how many."""
+        if n < 0:
+            raise ValueError(f"cannot wake {n} waiters")
+        cdef int woken = kernel_futex_wake(<uint32_t *>self.word, n)
+        if woken < 0:
+            raise_errno(-woken, self.mapping.path)
+        return woken
+
+    def __repr__(self):
+        return f"<AtomicInt64 {self.load()}>"
+
+
+cdef class RegionCore:
+
+    cdef int use(self, Mapping mapping) except -1:
+        self.mapping = mapping
+        if mapping is None:
+            self.base = NULL
+            self.length = 0
+        else:
+            self.base = mapping.base
+            self.length = mapping.size
+            self.writable = mapping.writable
+        return 0
+
+    def _use(self, Mapping mapping, bint shared):
+        self.shared = shared
+        self.use(mapping)
+
+    @property
+    def _mapping(self):
+        return self.mapping
+
+    cdef Mapping opened(self):
+        if self.mapping is None:
+            raise Closed("this region is closed")
+        return self.mapping
+
+    cdef int span(self, Py_ssize_t offset, object length, Py_ssize_t unit, char **start, Py_ssize_t *size) except -1:
+        """Checks a range; widens it downwards to whole units."""
+        self.opened().check()
+        cdef Py_ssize_t bytes_ = self.length - offset if length is None else length
+        if offset < 0 or bytes_ < 0 or offset > self.length or bytes_ > self.length - offset:
+            raise ValueError(f"offset {offset} and length {bytes_} are not within the region's {self.length} bytes")
+        cdef Py_ssize_t step = offset & (unit - 1)
+        start[0] = self.base + offset - step
+        size[0] = bytes_ + step if bytes_ else 0
+        return 0
+
+    @property
+    def closed(self):
+        """True after close()."""
+        return self.mapping is None
+
+    def __len__(self):
+        if self.mapping is None:
+            self.opened()
+        return self.length
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        # The view's owner is the Mapping, not this object: it stays valid across close() and resize().
+        self.opened().check()
+        PyObject_GetBuffer(self.mapping, view, flags)
+
+    def pread(self, Py_ssize_t n, Py_ssize_t offset):
+        """Up to n bytes from offset, as `os.pread`: fewer at the end, b"" behind it."""
+        cdef Mapping mapping = self.mapping
+        if mapping is None:
+            self.opened()
+        if offset < 0 or n < 0:
+            raise ValueError(f"pread of {n} bytes at {offset}: neither may be negative")
+        if offset >= self.length:
+            n = 0
+            offset = 0
+        elif n > self.length - offset:
+            n = self.length - offset
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, n)
+        cdef char *target = PyBytes_AS_STRING(data)
+        cdef char *source = mapping.base + offset
+        if n >= LARGE:
+            mapping.borrowed += 1
+            with nogil:
+                memcpy(target, source, n)
+            mapping.borrowed -= 1
+        else:
+            memcpy(target, source, n)
+        if kernel_lost(&mapping.lost):
+            mapping.check()
+        return data
+
+    def pwrite(self, data, Py_ssize_t offset):
+        """Writes all of a bytes-like object at offset, and returns its length. A region does not grow by writing: past
+        its end this raises ValueError and writes nothing."""
+        cdef Py_buffer view
+        if type(data) is bytes:
+            self.copy_in(PyBytes_AS_STRING(data), len(<bytes>data), offset)
+            return len(<bytes>data)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self.copy_in(<char *>view.buf, view.len, offset)
+            return view.len
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int copy_in(self, char *source, Py_ssize_t n, Py_ssize_t offset) except -1:
+        cdef Mapping mapping = self.mapping
+        if mapping is None:
+            self.opened()
+        if mapping.lost:
+            mapping.check()
+        if not mapping.writable:
+            raise ValueError(f"{mapping.path or 'the region'} is mapped read-only: open it with mode='shared' or 'private'")
+        if offset < 0 or offset > self.length or n > self.length - offset:
+            raise ValueError(
+                f"cannot write {n} bytes at offset {offset} of a region of {self.length}: resize() it first"
+            )
+        cdef char *target = mapping.base + offset
+        if n >= LARGE:
+            mapping.borrowed += 1
+            with nogil:
+                memmove(target, source, n)      # the source may be a view of this very region
+            mapping.borrowed -= 1
+        else:
+            memmove(target, source, n)
+        if kernel_lost(&mapping.lost):
+            mapping.check()
+        return 0
+
+    def __getitem__(self, key):
+        cdef Py_ssize_t start, stop, step
+        if not isinstance(key, slice):
+            return self.pread(1, self.position(key))[0]
+        start, stop, step = key.indices(len(self))
+        if step == 1:
+            return self.pread(max(0, stop - start), start)
+        with memoryview(self) as view:
+            data = bytes(view[key])
+        self.opened().check()
+        return data
+
+    def __setitem__(self, key, value):
+        cdef Py_ssize_t start, stop, step
+        if not isinstance(key, slice):
+            self.pwrite(bytes((value,)), self.position(key))
+            return
+        start, stop, step = key.indices(len(self))
+        with memoryview(value) as source:
+            if source.nbytes != len(range(start, stop, step)):
+                raise ValueError(
+                    f"cannot put {source.nbytes} bytes in the place of {len(range(start, stop, step))}: a region's size "
+                    "changes by resize() alone"
+                )
+            if step == 1:
+                self.pwrite(source, start)
+            else:
+                self.copy_in(NULL, 0, 0)        # may it be written?
+                with memoryview(self) as view:
+                    view[key] = source.cast("B")
+                self.opened().check()
+
+    cdef Py_ssize_t position(self, key) except -1:
+        cdef Py_ssize_t index = PyNumber_AsSsize_t(key, IndexError)
+        cdef Py_ssize_t size = len(self)
+        if index < 0:
+            index += size
+        if index < 0 or index >= size:
+            raise IndexError(f"index {key} is outside the region's {size} bytes")
+        return index
+
+    def atomic(self, Py_ssize_t offset):
+        """The 64-bit word at `offset` (a multiple of 8) as an :class:`AtomicInt64`."""
+        return AtomicInt64(self.opened(), offset, self.shared)
+
+    def populate(self, Py_ssize_t offset=0, length=None, *, bint write=False):
+        """Faults the pages of a range in (with `write`, ready to be written), with the GIL released."""
+        cdef char *start = NULL
+        cdef Py_ssize_t size = 0, i
+        cdef int failed
+        cdef Mapping mapping = self.opened()
+        if write:
+            self.copy_in(NULL, 0, 0)            # may it be written?
+        self.span(offset, length, PAGE, &start, &size)
+        mapping.borrowed += 1
+        with nogil:
+            failed = errno if madvise(start, size, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ) != 0 else 0
+            if failed in (EINVAL, EFAULT):      # before Linux 5.14; pages that are gone, for which the touch leaves the mark
+                failed = 0
+                for i in range(0, size, PAGE):
+                    if write:
+                        fetch_or_seq_cst_u64(<uint64_t *>(start + i), 0)
+                    else:
+                        load_seq_cst_u64(<uint64_t *>(start + i))
+                    if kernel_lost(&mapping.lost):
+                        break
+        mapping.borrowed -= 1
+        mapping.check()
+        if failed:
+            raise_errno(failed, mapping.path)
+
+    def resident(self, Py_ssize_t offset=0, length=None):
+        """How many bytes of a range are in memory now (whole pages, by mincore)."""
+        cdef char *start = NULL
+        cdef Py_ssize_t size = 0
+        cdef int64_t found
+        cdef Mapping mapping = self.opened()
+        self.span(offset, length, PAGE, &start, &size)
+        mapping.borrowed += 1
+        with nogil:
+            found = kernel_resident(start, size)
+        mapping.borrowed -= 1
+        if found < 0:
+            raise_errno(<int>-found, mapping.path)
+        return found
+
+    def _advise(self, int advice, Py_ssize_t offset, length):
+        cdef char *start = NULL
+        cdef Py_ssize_t size = 0
+        cdef int failed
+        cdef Mapping mapping = self.opened()
+        self.span(offset, length, mapping.page, &start, &size)
+        mapping.borrowed += 1
+        with nogil:
+            failed = errno if madvise(start, size, advice) != 0 else 0
+        mapping.borrowed -= 1
+        if failed:
+            raise_errno(failed, mapping.path)
+
+    def _msync(self, Py_ssize_t offset, length):
+        cdef char *start = NULL
+        cdef Py_ssize_t size = 0
+        cdef int failed
+        cdef Mapping mapping = self.opened()
+        self.span(offset, length, PAGE, &start, &size)
+        mapping.borrowed += 1
+        with nogil:
+            failed = errno if msync(start, size, MS_SYNC) != 0 else 0
+        mapping.borrowed -= 1
+        if failed:
+            raise_errno(failed, mapping.path)
+        mapping.check()
+
+
+# The names of <sys/mman.h> that Python policy needs.
+FLAGS = {
+    "READ": PROT_READ, "WRITE": PROT_WRITE,
+    "SHARED": MAP_SHARED, "PRIVATE": MAP_PRIVATE, "ANONYMOUS": MAP_ANONYMOUS, "POPULATE": MAP_POPULATE,
+    "FIXED_NOREPLACE": MAP_FIXED_NOREPLACE, "NORESERVE": MAP_NORESERVE,
+    "SHARED_VALIDATE": MAP_SHARED_VALIDATE, "SYNC": MAP_SYNC, "PAGE": PAGE,
+}

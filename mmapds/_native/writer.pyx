@@ -1,0 +1,298 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The writing half of a Synchronizer handle.
+
+One handle at a time is the writer: it holds the kernel's lock on byte 1 until it is closed or dies. A write fills the
+inactive data file and publishes; the protocol, and why it is right, is in leftright.h.
+
+What remains if the writer dies
+    before the publishing store of V: the old version; the inactive file is nobody's, whatever is in it.
+    between rename and generation (a new inode had to be begun): the old version; the successor raises both generations.
+    after the store: the new version; a sleeper notices within 100 ms if the wake did not come.
+
+Durability ``power``, when a write returns: the data is synced before V is stored, and V before the call returns; an inode
+is synced before its rename, the directory before V. A new writer, and one whose last flush failed, first makes the active
+version durable, and only then touches the inactive file, which may be the last durable one. A flush that fails sets the
+durability-failed word, so that nobody trusts what the kernel may have dropped, until a write has succeeded from end to
+end.
+
+In the process, one mutex serialises the threads of a handle; the GIL is released for large copies, syncs and waits.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.pythread cimport (
+    NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, WAIT_LOCK,
+)
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from mmapds._native.atomics cimport fence_seq_cst, fetch_add_seq_cst_u64, fetch_or_seq_cst_u64, store_seq_cst_u64
+from mmapds._native.kernel cimport kernel_clock_ns, kernel_sleep_ns, raise_errno
+from mmapds._native.leftright cimport (
+    LeftRight, MMAPDS_PAGE, leftright_pinned, leftright_publish, leftright_reclaim, mmapds_sync,
+)
+from mmapds._native.region cimport Mapping
+
+from xxhash import xxh3_64_intdigest
+
+from mmapds.errors import DurabilityFailed
+
+
+cdef extern from "<sys/mman.h>" nogil:
+    int msync(void *base, size_t length, int flags)
+    int MS_SYNC
+
+
+cdef extern from "<errno.h>" nogil:
+    int errno
+
+
+cdef Py_ssize_t LARGE = 65536           # bytes from which a copy releases the GIL
+cdef int64_t PROBE = 50000000           # ns between two looks whether a pinned reader still lives
+cdef uint64_t LIMIT = 1ULL << 39        # bytes in a value: what mmap-sync's version word can say
+cdef enum:
+    FREE = 0                            # nobody pins the file
+    RECLAIMED = 1                       # nobody does any more: a dead reader's pin was taken back
+    HELD = 2                            # a live reader holds on: begin a new inode
+
+
+@cython.final
+@cython.freelist(16)
+cdef class WriteResult:
+    """What a write did: `size` in bytes, and `reset`, whether a reader still held what was to be overwritten after
+    `grace`, so that its claim was set aside (it was dead) or a new file was begun (it lives). Unpacks as a pair."""
+
+    def __iter__(self):
+        yield self.size
+        yield self.reset
+
+    def __eq__(self, other):
+        return isinstance(other, WriteResult) and tuple(self) == tuple(other)
+
+    def __repr__(self):
+        return f"WriteResult(size={self.size}, reset={self.reset})"
+
+
+cdef class Writer(LeftRight):
+
+    def __dealloc__(self):
+        if self.mutex is not NULL and self.mutex_epoch == self.epoch[0]:
+            PyThread_free_lock(self.mutex)
+
+    # -- set up by Synchronizer --
+
+    def _start_writing(self, int lock_fd):
+        """We have the writer's lock. Our predecessor may have died between its rename and its new generation."""
+        fetch_add_seq_cst_u64(&self.sync.records[0].generation, 1)
+        fetch_add_seq_cst_u64(&self.sync.records[1].generation, 1)
+        self.target0 = self.target1 = None
+        memset(self.stuck, 0, sizeof(self.stuck))
+        self.lock_fd = lock_fd
+        self.writing = self.epoch[0]
+
+    def _stop_writing(self):
+        self.writing = 0
+        self.target0 = self.target1 = None
+
+    @property
+    def _is_writer(self):
+        return self.writing == self.epoch[0]
+
+    def _set_failed(self, bint failed):
+        store_seq_cst_u64(&self.sync.header.failed, failed)
+
+    def _redirty(self, Mapping mapping not None, Py_ssize_t size):
+        """Marks pages dirty again without changing them, after a flush that failed and left them clean."""
+        cdef Py_ssize_t offset
+        for offset in range(0, min(size, mapping.size), MMAPDS_PAGE):
+            fetch_or_seq_cst_u64(<uint64_t *>(mapping.base + offset), 0)
+
+    def _redirty_control(self):
+        self._redirty(self.control, 2 * MMAPDS_PAGE)
+
+    def _durable(self, Mapping mapping not None, Py_ssize_t size):
+        self.durable(mapping, size)
+
+    def _durable_control(self):
+        self.durable(self.control, 2 * MMAPDS_PAGE)
+
+    def _enter(self):
+        self.enter()
+
+    def _leave(self):
+        PyThread_release_lock(self.mutex)
+
+    cdef int sync_range(self, Mapping mapping, Py_ssize_t size) except -1:
+        """msync of the first `size` bytes, with the GIL released."""
+        cdef int failed
+        with nogil:
+            failed = errno if msync(mapping.base, size, MS_SYNC) != 0 else 0
+        if failed:
+            raise_errno(failed, mapping.path)
+        return 0
+
+    cdef int enter(self) except -1:
+        """The in-process mutex of the writing half; a fork's child has a new one."""
+        if self.mutex is NULL or self.mutex_epoch != self.epoch[0]:
+            self.mutex = PyThread_allocate_lock()
+            if self.mutex is NULL:
+                raise MemoryError
+            self.mutex_epoch = self.epoch[0]
+        if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
+            with nogil:
+                PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+        return 0
+
+    def write_bytes(self, data, double grace=1.0):
+        """Publishes a bytes-like object as the next version; returns a :class:`WriteResult`.
+
+        The first write makes this handle the writer until it is closed; `WriterBusy` names another one. Waits up to
+        `grace` seconds for readers of the version before last; one that stays keeps what it holds, and the value goes to
+        a new file. Threads of one handle are serialised. Killed at any point, readers see the old version or the new
+        one. On any error (`OSError(ENOSPC)`, `MappingLost`, `DurabilityFailed`) nothing is published.
+        """
+        cdef Py_buffer view
+        self.check_open()
+        self.enter()
+        try:
+            if not self.is_private and self.writing != self.epoch[0]:
+                self._become_writer()
+            if type(data) is bytes:
+                return self.write_locked(PyBytes_AS_STRING(data), len(<bytes>data), data, grace)
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+            try:
+                return self.write_locked(<char *>view.buf, view.len, None, grace)
+            finally:
+                PyBuffer_Release(&view)
+        finally:
+            PyThread_release_lock(self.mutex)
+
+    cdef object write_locked(self, char *source, Py_ssize_t size, object immutable, double grace):
+        cdef mmapds_sync *sync = self.sync
+        cdef uint64_t sequence, hash
+        cdef int index
+        cdef int room
+        cdef Mapping target
+        cdef WriteResult result = WriteResult.__new__(WriteResult)
+        result.size = size
+        if <uint64_t>size >= LIMIT:
+            raise ValueError(f"{size} bytes are too many: a value has less than 2**39 (549 GB)")
+        if self.is_private:
+            self.current_copy = immutable if immutable is not None else PyBytes_FromStringAndSize(source, size)
+            self.copied += 1
+            return result
+        if sync.header.failed:
+            self._heal()
+        sequence = sync.sequence + 1    # only the writer, which we are, changes it
+        if sequence == 0:
+            raise OverflowError("the sequence is at 2**64 - 1")
+        index = <int>(sequence & 1)
+        room = FREE
+        if leftright_pinned(sync, index, 0) >= 0:
+            room = self.make_room(index, grace)
+            result.reset = room != FREE
+        target = self.target1 if index else self.target0
+        if room == HELD or target is None or target.size - MMAPDS_PAGE < size:
+            self.control.check()
+            target = self._target(index, size, room == HELD)
+        hash = self.store(target, target.base + MMAPDS_PAGE, source, size, immutable)
+        if self._power:
+            self.durable(target, MMAPDS_PAGE + size)
+        if room == HELD:
+            try:
+                self._install(index)    # rename over data_<index>
+            except BaseException:
+                target = None           # which inode has the name now is not known
+                raise
+            finally:
+                # After the rename: pairs with switch(). Once too often does no harm.
+                fetch_add_seq_cst_u64(&sync.records[index].generation, 1)
+                self.aim(index, target)
+        self.aim(index, target)
+        leftright_publish(sync, sequence, size, hash)
+        if self._power:
+            self.durable(self.control, 2 * MMAPDS_PAGE)
+            if sync.header.failed:
+                self._set_failed(False)
+        if self.control.lost:
+            self.poison(self.control)
+        return result
+
+    cdef uint64_t store(self, Mapping target, char *base, char *source, Py_ssize_t size, object immutable) except? 0:
+        """Copies the value to where it belongs, and returns the hash of what is there: somebody may change a mutable
+        source meanwhile."""
+        cdef uint64_t hash
+        fence_seq_cst()                 # pairs with the fence in LeftRight.copy: V before the first byte
+        if size >= LARGE:
+            with nogil:
+                memcpy(base, source, size)
+        else:
+            memcpy(base, source, size)
+        hash = xxh3_64_intdigest(immutable if immutable is not None else PyMemoryView_FromMemory(base, size, 0x100))
+        if target.lost or self.control.lost:
+            self.poison(target)
+        return hash
+
+    cdef int durable(self, Mapping mapping, Py_ssize_t size) except -1:
+        try:
+            self.sync_range(mapping, size)
+        except OSError as error:
+            self._set_failed(True)
+            raise DurabilityFailed(
+                f"{mapping.path}: the disk did not take what was written ({error.strerror}); nothing of this Synchronizer "
+                "is trusted until a write() has succeeded. Check the disk, then write again."
+            ) from error
+        return 0
+
+    cdef void aim(self, int index, Mapping target) noexcept:
+        if index:
+            self.target1 = target
+        else:
+            self.target0 = target
+
+    cdef bint mine(self, int slot) noexcept:
+        return slot == self.slot and self.registered == self.epoch[0]
+
+    cdef int make_room(self, int index, double grace) except -1:
+        """Waits for the pins of `index`: FREE, RECLAIMED or HELD. Grace is spent once per stuck pin, until its count is
+        seen at 0."""
+        cdef mmapds_sync *sync = self.sync
+        cdef uint64_t *stuck = self.stuck[index]
+        cdef uint64_t still[16]
+        cdef int64_t start = kernel_clock_ns(), probed = 0, now, pause = 5000
+        cdef bint dead = False, waiting, any_live, look
+        cdef int slot, word
+        while True:
+            now = kernel_clock_ns()
+            look = now - probed >= PROBE
+            if look:
+                probed = now
+            memset(still, 0, sizeof(still))
+            waiting = any_live = False
+            slot = leftright_pinned(sync, index, 0)
+            while slot >= 0:
+                # Never our own slot: our own lock would look free, and unlocking would drop it.
+                if look and not self.mine(slot) and leftright_reclaim(sync, slot, self.lock_fd):
+                    dead = True
+                else:
+                    any_live = True
+                    still[slot // 64] |= <uint64_t>1 << (slot % 64)
+                    if not stuck[slot // 64] >> (slot % 64) & 1:
+                        waiting = True
+                slot = leftright_pinned(sync, index, slot + 1)
+            for word in range(16):
+                stuck[word] &= still[word]
+            if not any_live:
+                return RECLAIMED if dead else FREE
+            if not waiting:
+                return HELD
+            if now - start >= <int64_t>(grace * 1e9):
+                memcpy(stuck, still, sizeof(still))
+                return HELD
+            with nogil:
+                kernel_sleep_ns(pause)
+            pause = min(2 * pause, 1000000)
+            PyErr_CheckSignals()

@@ -1,0 +1,68 @@
+"""``mmapds bench STRUCTURE``: time a structure, as ratios within one run.
+
+``--json FILE`` keeps the run, ``--svg FILE`` draws it; the tables of the documentation are made
+from such a file.  The measuring is in `mmapds.bench`, one module per structure, each with
+``run(quick, progress)``, which returns everything measured as plain data, ``tables(results)`` and
+``svg(results)``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any, TextIO
+
+from mmapds.cli.output import Output, document
+
+__all__ = ["register", "run_sync"]
+
+
+def register(
+    commands: argparse._SubParsersAction[Any],
+    common: argparse.ArgumentParser,  # noqa: ARG001 - here --json may name a file
+) -> None:
+    """Add the command to `commands`."""
+    parser = commands.add_parser("bench", help="time a structure, as ratios within one run")
+    structures = parser.add_subparsers(title="structures", metavar="STRUCTURE", required=True)
+    sync = structures.add_parser(
+        "sync",
+        help="the Synchronizer and the mapping layer",
+        description="Time the Synchronizer and the mapping layer, beside the peers installed here.",
+    )
+    sync.add_argument(
+        "--json",
+        nargs="?",
+        const=True,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="write the run as JSON to FILE; without FILE, to standard output",
+    )
+    sync.add_argument("--svg", metavar="FILE", help="write a plot of the run to FILE")
+    sync.add_argument("--quick", action="store_true", help="a rough run of a few seconds")
+    sync.set_defaults(run=run_sync)
+
+
+def run_sync(args: argparse.Namespace, out: Output) -> int:
+    """Run the benchmark, write what was asked for; return 0.
+
+    The files are opened first: a long run must not end in a path that cannot be written.
+    """
+    from mmapds.bench import sync
+
+    with contextlib.ExitStack() as stack:
+        json_file = _writable(stack, args.json if isinstance(args.json, str) else None)
+        svg_file = _writable(stack, args.svg)
+        results = sync.run(quick=args.quick, progress=out.progress)
+        if json_file is not None:
+            json_file.write(document(results))
+        if svg_file is not None:
+            svg_file.write(sync.svg(results))
+    out.emit(results, *sync.tables(results))
+    return 0
+
+
+def _writable(stack: contextlib.ExitStack, path: str | None) -> TextIO | None:
+    if path is None:
+        return None
+    return stack.enter_context(Path(path).open("w", encoding="utf-8"))

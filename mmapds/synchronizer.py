@@ -1,0 +1,431 @@
+"""Synchronizer: one writer publishes a value, any number of processes read it, zero-copy.
+
+Promises
+    A reader sees a whole version, never a torn one, and what it holds stays as it is for as long as it holds it. Reading
+    is wait-free and makes no system call. The writer is never blocked by a reader, alive, stopped or dead. Whoever dies,
+    whenever, harms nobody: the next writer goes on, the next reader reads the newest version that was published whole.
+
+Here is the policy: paths, options, codecs, who may write, recovery after another boot. The protocol is in
+``_native/leftright.h``, its two halves in ``_native/leftright.pyx`` and ``_native/writer.pyx``, whose methods this class
+inherits: a wrapper in Python would cost more than a read.
+
+Prior art
+    cloudflare/mmap-sync, whose files ``protocol="mmap-sync"`` shares (see `mmapds._crate`); the left-right technique.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import warnings
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import xxhash
+
+from mmapds import codecs, files
+from mmapds._native import kernel
+from mmapds._native.region import FLAGS, Mapping
+from mmapds._native.writer import WriteResult, Writer
+from mmapds.errors import Closed, CorruptionError, IncompatibleFormat, ProtocolMismatch, SchemaMismatch, WriterBusy
+from mmapds.region import Mode, StrPath, check_mode
+
+_READ = FLAGS["READ"]
+_WRITE = FLAGS["READ"] | FLAGS["WRITE"]
+_RETRY = 1.0  # seconds between two searches for a slot while all are taken
+
+
+class Synchronizer(Writer):
+    """One value, published in versions under ``<prefix>_sync``, ``<prefix>_data_0`` and ``<prefix>_data_1``.
+
+    prefix
+        A path; the suffixes are appended to it. In mode ``shared`` the files are made if they are missing (0600).
+    mode
+        ``shared`` to read and write; ``readonly`` needs no write permission and never writes: reads copy, and `wait`
+        looks every half millisecond; ``private`` is a copy of the value at this moment, whose writes stay here.
+    protocol
+        "mmapds", or "mmap-sync" to exchange data with the Rust crate of that name.
+    codec, schema, durability
+        Stored when the files are made, and taken from them if left out (new: "msgpack", none, "process"); given and
+        different, `SchemaMismatch` shows both. Durability "power": what `write` has returned survives power loss.
+    populate
+        Fault data files in when they are mapped.
+    verify
+        Check the checksum at the first read of each version.
+    checksum
+        For protocol "mmap-sync" only: the function whose low 24 bits are stored, and verified by readers.
+
+    Progress: `version`, `read` and `load` are wait-free in mode ``shared`` (lock-free where a copy is made). After a
+    crash: the newest version that was published whole. A handle may be shared by threads; in the child of a fork it
+    registers anew at its first use. Source of the idea: mmap-sync and the left-right technique.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Synchronizer(folder + "/demo") as s:
+    ...     s.write({"answer": 42})
+    ...     s.load()
+    WriteResult(size=9, reset=False)
+    {'answer': 42}
+    """
+
+    def __new__(cls, prefix: StrPath, *, protocol: str = "mmapds", **options: Any) -> Self:
+        if protocol == "mmap-sync" and cls is Synchronizer:
+            from mmapds._crate import CrateSynchronizer
+
+            return CrateSynchronizer.__new__(CrateSynchronizer, prefix)  # type: ignore[return-value]
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        prefix: StrPath,
+        *,
+        mode: Mode = "shared",
+        protocol: Literal["mmapds", "mmap-sync"] = "mmapds",
+        codec: Any = None,
+        schema: str | None = None,
+        durability: Literal["process", "power"] | None = None,
+        populate: bool = False,
+        verify: bool = True,
+        checksum: Any = None,
+    ) -> None:
+        check_mode(mode)
+        if protocol != "mmapds":
+            raise ValueError(f"protocol {protocol!r} is not 'mmapds' or 'mmap-sync'")
+        if checksum is not None:
+            raise ValueError("checksum= is for protocol='mmap-sync'; this protocol always uses xxh3_64")
+        if durability is not None and durability not in files.DURABILITIES:
+            raise ValueError(f"durability {durability!r} is not 'process' or 'power'")
+        self.prefix = os.path.abspath(os.fspath(prefix))
+        self.mode = mode
+        self._path = self.prefix + "_sync"
+        self._populate = FLAGS["POPULATE"] if populate else 0
+        self._retry = 0.0
+        self._pending: str | None = None
+        self._foreign = False
+        self._file = self._open_file(codec, schema, durability)
+        try:
+            header = self._file.header
+            if durability is not None and durability != header.durability:
+                raise SchemaMismatch(
+                    f"{self._path} stores durability {header.durability!r}, asked for was {durability!r}: leave "
+                    "durability= out to take the stored one, or use another prefix"
+                )
+            self._power = header.durability == "power"
+            self.durability = header.durability
+            self.codec = codecs.reopen(header.schema.text, codec, schema, where=self._path)
+            self._decode = self.codec.decode
+            self._own = self.codec.own
+            if self._file.size < kernel.SYNC_SIZE:
+                raise CorruptionError(
+                    f"{self._path} has {self._file.size} bytes, expected {kernel.SYNC_SIZE}: it was cut; restore a copy"
+                )
+            self._start(verify)
+        except BaseException:
+            self._file.close()
+            raise
+
+    # ---- coming to life -----------------------------------------------------------------------------------------
+
+    def _open_file(self, codec: Any, schema: str | None, durability: str | None) -> files.OpenFile:
+        writable = self.mode == "shared"
+        while True:
+            try:
+                return files.OpenFile(self._path, "sync", writable=writable)
+            except FileNotFoundError:
+                if os.path.lexists(self.prefix + "_state"):
+                    raise ProtocolMismatch(
+                        f"{self.prefix}_state belongs to protocol 'mmap-sync': pass protocol='mmap-sync', or use another "
+                        "prefix"
+                    ) from None
+                if not writable:
+                    raise FileNotFoundError(
+                        errno.ENOENT,
+                        f"nothing has been published here, and mode={self.mode!r} makes no files: start the writer first",
+                        self._path,
+                    ) from None
+            page = files.new_header(
+                "sync",
+                durability=durability or "process",
+                options=(kernel.SLOTS,),
+                schema=codecs.fingerprint("msgpack" if codec is None else codec, schema),
+            )
+            try:
+                files.create(self._path, page, kernel.SYNC_SIZE, durability=durability or "process")
+            except FileExistsError:
+                pass  # somebody was first: open theirs
+
+    def _start(self, verify: bool) -> None:
+        writable = self.mode == "shared"
+        control = Mapping(self._file.fd, kernel.SYNC_SIZE, _WRITE if writable else _READ, FLAGS["SHARED"], self._path)
+        if writable:
+            self._open(control, verify=verify, unregistered=False)
+            self._file.settle(self._recover_after_boot)
+            return
+        if not self._file.same_origin() and not kernel.locked(self._file.fd, kernel.LOCK_OPEN, 0):
+            # Another boot wrote it, and nobody is alive to have recovered it: do so in memory of our own.
+            self._foreign = True
+            copy = Mapping(-1, kernel.SYNC_SIZE, _WRITE, FLAGS["PRIVATE"] | FLAGS["ANONYMOUS"], self._path)
+            memoryview(copy)[:] = memoryview(control)
+            control = copy
+        self._open(control, verify=verify, unregistered=True)
+        if self._foreign:
+            self._recover_after_boot()
+        if self.mode == "private":
+            if super().version:
+                with self.read() as result:
+                    self._open_private(bytes(result.data), result.version)
+            else:
+                self._open_private(b"", 0)
+            self._file.close()
+
+    def _recover_after_boot(self) -> None:
+        """Chooses the newest version that verifies. Nobody else is alive in the file, or it is our own copy."""
+        records = [(self._record(index), index) for index in (0, 1)]
+        found = [
+            (sequence, size, digest, index)
+            for (sequence, size, digest, right), index in records
+            if right and sequence and sequence & 1 == index
+        ]
+        for sequence, size, digest, index in sorted(found, reverse=True):
+            mapping = self._map_data(index, size)
+            if mapping is not None:
+                with memoryview(mapping)[kernel.PAGE : kernel.PAGE + size] as data:
+                    if xxhash.xxh3_64_intdigest(data) == digest:
+                        self._recover(sequence)
+                        return
+        if any(record[:3] != (0, 0, 0) for record, _ in records):
+            raise CorruptionError(
+                f"{self._path}: this file was last used on another boot, or copied, and no version in it matches its "
+                "checksum. It is left as it is: restore a copy, or remove the three files to begin anew."
+            )
+        self._recover(0)
+
+    def _refresh(self) -> None:
+        """Readers without a slot, before each look: has somebody recovered the file for real?"""
+        if self._foreign and (self._file.same_origin() or kernel.locked(self._file.fd, kernel.LOCK_OPEN, 0)):
+            self._foreign = False
+            control = Mapping(self._file.fd, kernel.SYNC_SIZE, _READ, FLAGS["SHARED"], self._path)
+            self._open(control, verify=self._verifies, unregistered=True)
+
+    def _register(self) -> bool:
+        """Takes a slot; False if there is none, and then for a while."""
+        now = time.monotonic()
+        if now < self._retry:
+            return False
+        self._enter()
+        try:
+            if self._registered:
+                return True
+            locks = self._file.live_locks()
+            locks.lock(kernel.LOCK_OPEN, shared=True)  # nobody resets the slots meanwhile
+            try:
+                slot = self._free_slot()
+                while slot >= 0:
+                    if locks.try_lock(kernel.LOCK_SLOT + slot):
+                        self._attach(slot)
+                        return True
+                    slot = self._free_slot(slot + 1)
+                for slot in range(kernel.SLOTS):  # a dead handle's
+                    if locks.try_lock(kernel.LOCK_SLOT + slot):
+                        self._attach(slot)
+                        return True
+            finally:
+                locks.unlock(kernel.LOCK_OPEN)
+            self._retry = now + _RETRY
+            return False
+        finally:
+            self._leave()
+
+    # ---- data files ---------------------------------------------------------------------------------------------
+
+    def _data_path(self, index: int) -> str:
+        return f"{self.prefix}_data_{index}"
+
+    def _open_data(self, index: int, *, writable: bool) -> int:
+        """A descriptor of a data file that is ours."""
+        path = self._data_path(index)
+        fd = files.open_regular(path, writable=writable)
+        try:
+            header = files.parse_header(os.pread(fd, kernel.PAGE, 0), path, "syncdata")
+            if header.parent != self._file.header.identity or header.options[0] != index:
+                self._file.check_path()
+                raise IncompatibleFormat(
+                    f"{path} belongs to another Synchronizer than {self._path}: were some of the three files replaced? "
+                    "It is left as it is; remove it if it is a leftover."
+                )
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _map_data(self, index: int, size: int) -> Mapping | None:
+        """A data file as readers map it; None if it is missing or too short."""
+        try:
+            fd = self._open_data(index, writable=False)
+        except FileNotFoundError:
+            self._file.check_path()
+            return None
+        try:
+            length = os.fstat(fd).st_size
+            if length < kernel.PAGE + size:
+                return None
+            return Mapping(fd, length, _READ, FLAGS["SHARED"] | self._populate, self._data_path(index))
+        finally:
+            os.close(fd)
+
+    def _target(self, index: int, size: int, renew: bool) -> Mapping:
+        """The data file that the writer fills: as it is, grown, or (`renew`) a new inode that `_install` will name."""
+        path = self._data_path(index)
+        name = path + ".new" if renew else path
+        fd = -1
+        try:
+            if not renew:
+                try:
+                    fd = self._open_data(index, writable=True)
+                except FileNotFoundError:
+                    pass
+            old = 0 if fd < 0 else os.fstat(fd).st_size - kernel.PAGE
+            capacity = max(size, 1, old if size <= old else old + old // 4)  # grows by a quarter at least
+            length = -(-(kernel.PAGE + capacity) // kernel.PAGE) * kernel.PAGE
+            if fd < 0:
+                page = files.new_header(
+                    "syncdata", durability=self.durability, options=(index,), parent=self._file.header.identity
+                )
+                if renew:
+                    self._discard(index)
+                files.create(name, page, length, durability=self.durability)
+                fd = files.open_regular(name, writable=True)
+            else:
+                kernel.allocate(fd, length)
+                length = os.fstat(fd).st_size
+            return Mapping(fd, length, _WRITE, FLAGS["SHARED"] | self._populate, path)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _install(self, index: int) -> None:
+        """Gives the new inode the name of the data file."""
+        path = self._data_path(index)
+        os.rename(path + ".new", path)
+        if self._power:
+            files.sync_directory(path)
+
+    def _discard(self, index: int) -> None:
+        try:
+            os.unlink(self._data_path(index) + ".new")
+        except FileNotFoundError:
+            pass
+
+    # ---- writing ------------------------------------------------------------------------------------------------
+
+    def write(self, value: Any, grace: float = 1.0) -> WriteResult:
+        """Encodes and publishes `value`; otherwise as :meth:`write_bytes`."""
+        return self.write_bytes(self.codec.encode(value), grace)
+
+    def _become_writer(self) -> None:
+        """Takes the writer's lock, which the kernel keeps for this handle until it is closed or dies."""
+        if self.mode == "readonly":
+            raise PermissionError(
+                errno.EACCES, "mode='readonly' never writes: open with mode='shared' or 'private'", self._path
+            )
+        locks = self._file.live_locks()
+        if not locks.try_lock(kernel.LOCK_WRITER):
+            holder = self._file.read_holder()
+            raise WriterBusy(
+                f"{self._path} has a writer: {holder}. There is one at a time; it keeps the place until it closes its "
+                "handle or dies.",
+                path=self._path,
+                holder=holder,
+            )
+        try:
+            self._file.check_path()
+            sequence = super().version
+            record = self._record(sequence & 1)
+            if sequence and (record[0] != sequence or not record[3]):
+                raise CorruptionError(
+                    f"{self._path}: the record of version {sequence} is damaged (it says version {record[0]}): "
+                    "restore a copy, or remove the three files to begin anew"
+                )
+            self._file.write_holder()
+            self._discard(0)
+            self._discard(1)
+            self._start_writing(locks.fd)
+            if self._power:
+                self._heal()
+        except BaseException:
+            self._stop_writing()
+            locks.unlock(kernel.LOCK_WRITER)
+            raise
+
+    def _heal(self) -> None:
+        """Makes the active version durable, before the inactive file, perhaps the last durable one, is touched.
+
+        Pages whose flush failed are clean although the disk does not have them: they are made dirty again first.
+        """
+        sequence = super().version
+        if not sequence:
+            return
+        _, size, digest, _ = self._record(sequence & 1)
+        active = self._target(sequence & 1, size, False)
+        with memoryview(active)[kernel.PAGE : kernel.PAGE + size] as data:
+            whole = xxhash.xxh3_64_intdigest(data) == digest
+        if whole:  # else the kernel has dropped it: the version to be written replaces it
+            self._redirty(active, kernel.PAGE + size)
+            self._durable(active, kernel.PAGE + size)
+        files.sync_directory(self._path)
+        self._redirty_control()
+        self._durable_control()
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def _check_path(self) -> None:
+        self._file.check_path()
+
+    def _let_go(self) -> None:
+        """A poisoned handle gives up what others wait for."""
+        self._stop_writing()
+        if self._file.locks is not None:
+            self._file.locks.close()
+
+    def _release_slot(self) -> None:
+        """After close(), when the last result has gone."""
+        self._detach()
+        self._file.close()
+
+    def close(self) -> None:
+        """Ends this handle; idempotent. Results that are still held, and their views, stay valid until they go."""
+        if self._is_closed:
+            return
+        idle = self._close()
+        if self._is_writer:
+            self._stop_writing()
+            self._file.live_locks().unlock(kernel.LOCK_WRITER)
+        if idle:
+            self._release_slot()
+
+    def check(self) -> None:
+        """Checks every invariant of the files, without changing anything; `CorruptionError` says which one is broken."""
+        from mmapds.inspection import verify
+
+        broken = [finding for finding in verify(self._path) if finding.severity == "error"]
+        if broken:
+            raise CorruptionError("; ".join(f"{finding.where}: {finding.what}" for finding in broken))
+
+    def __enter__(self) -> Self:
+        if self._is_closed:
+            raise Closed("this Synchronizer is closed")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._is_closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else f"version {self.version}"
+        return f"<Synchronizer {self.prefix} {self.mode} {state}>"
