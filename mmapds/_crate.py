@@ -1,9 +1,9 @@
 """Synchronizer with ``protocol="mmap-sync"``: the files of the Rust crate, shared with Rust processes both ways.
 
-``<prefix>_state`` (0660, 16 bytes), ``<prefix>_data_0`` and ``<prefix>_data_1`` (0640), as the crate makes them. There is
-no header, so nothing is stored about codec or schema, and no recovery after power loss: ``durability="power"`` is
-refused. Writers exclude each other, and the crate's ``SingleWriter``, by ``flock`` on the state file; they do not see the
-crate's ``LockDisabled``. See ``_native/mmapsync.h`` for the protocol and for what cannot be mended from one side.
+``<prefix>_state`` (0660, 16 bytes), ``<prefix>_data_0`` and ``<prefix>_data_1`` (0640), as the crate makes them. There
+is no header, so nothing is stored about codec or schema, and no recovery after power loss: ``durability="power"`` is
+refused. Writers exclude each other, and the crate's ``SingleWriter``, by ``flock`` on the state file; they do not see
+the crate's ``LockDisabled``. See ``_native/mmapsync.h`` for the protocol and for what cannot be mended from one side.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class CrateSynchronizer(Synchronizer, Crate):
         prefix: StrPath,
         *,
         mode: Mode = "shared",
-        protocol: str = "mmap-sync",
+        protocol: str = "mmap-sync",  # noqa: ARG002 (chosen by Synchronizer.__new__)
         codec: Any = None,
         schema: str | None = None,
         durability: str | None = None,
@@ -67,6 +68,7 @@ class CrateSynchronizer(Synchronizer, Crate):
             if mode == "private":
                 self._copy_here()
         except BaseException:
+            self._close()
             os.close(self._fd)
             raise
 
@@ -84,16 +86,14 @@ class CrateSynchronizer(Synchronizer, Crate):
                 if not writable:
                     raise FileNotFoundError(
                         errno.ENOENT,
-                        f"nothing has been published here, and mode={self.mode!r} makes no files: start the writer first",
+                        f"nothing is published here, and mode={self.mode!r} makes no files: start the writer first",
                         self._path,
                     ) from None
-            try:
-                with files.unnamed(self._path, 0o660) as (created, publish):
-                    files.check_filesystem(created, self._path, "process")
-                    kernel.allocate(created, _STATE_SIZE)
-                    publish()
-            except FileExistsError:
-                pass  # somebody was first: open theirs
+            # FileExistsError: somebody was first, open theirs
+            with suppress(FileExistsError), files.unnamed(self._path, 0o660) as (created, publish):
+                files.check_filesystem(created, self._path, "process")
+                kernel.allocate(created, _STATE_SIZE)
+                publish()
         try:
             files.check_filesystem(fd, self._path, "process")
             self._complete(fd, writable)
@@ -137,6 +137,7 @@ class CrateSynchronizer(Synchronizer, Crate):
             os.close(fd)
 
     def _target(self, index: int, size: int, renew: bool) -> Mapping:
+        assert not renew, "the inodes of mmap-sync's files stay"
         path = self._data_path(index)
         while True:
             try:

@@ -1,13 +1,14 @@
 """Synchronizer: one writer publishes a value, any number of processes read it, zero-copy.
 
 Promises
-    A reader sees a whole version, never a torn one, and what it holds stays as it is for as long as it holds it. Reading
-    is wait-free and makes no system call. The writer is never blocked by a reader, alive, stopped or dead. Whoever dies,
-    whenever, harms nobody: the next writer goes on, the next reader reads the newest version that was published whole.
+    A reader sees a whole version, never a torn one, and what it holds stays as it is for as long as it holds it.
+    Reading is wait-free and makes no system call. The writer is never blocked by a reader, alive, stopped or dead.
+    Whoever dies, whenever, harms nobody: the next writer goes on, the next reader reads the newest version that was
+    published whole.
 
 Here is the policy: paths, options, codecs, who may write, recovery after another boot. The protocol is in
-``_native/leftright.h``, its two halves in ``_native/leftright.pyx`` and ``_native/writer.pyx``, whose methods this class
-inherits: a wrapper in Python would cost more than a read.
+``_native/leftright.h``, its two halves in ``_native/leftright.pyx`` and ``_native/writer.pyx``, whose methods this
+class inherits: a wrapper in Python would cost more than a read.
 
 Prior art
     cloudflare/mmap-sync, whose files ``protocol="mmap-sync"`` shares (see `mmapds._crate`); the left-right technique.
@@ -17,8 +18,10 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 import warnings
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -27,7 +30,7 @@ import xxhash
 from mmapds import codecs, files
 from mmapds._native import kernel
 from mmapds._native.region import FLAGS, Mapping
-from mmapds._native.writer import WriteResult, Writer
+from mmapds._native.writer import Writer, WriteResult
 from mmapds.errors import Closed, CorruptionError, IncompatibleFormat, ProtocolMismatch, SchemaMismatch, WriterBusy
 from mmapds.region import Mode, StrPath, check_mode
 
@@ -68,7 +71,7 @@ class Synchronizer(Writer):
     {'answer': 42}
     """
 
-    def __new__(cls, prefix: StrPath, *, protocol: str = "mmapds", **options: Any) -> Self:
+    def __new__(cls, prefix: StrPath, *, protocol: str = "mmapds", **_options: Any) -> Self:
         if protocol == "mmap-sync" and cls is Synchronizer:
             from mmapds._crate import CrateSynchronizer
 
@@ -102,6 +105,7 @@ class Synchronizer(Writer):
         self._retry = 0.0
         self._pending: str | None = None
         self._foreign = False
+        self._registering: dict[int, threading.Lock] = {}
         self._file = self._open_file(codec, schema, durability)
         try:
             header = self._file.header
@@ -121,6 +125,7 @@ class Synchronizer(Writer):
                 )
             self._start(verify)
         except BaseException:
+            self._close()
             self._file.close()
             raise
 
@@ -134,13 +139,13 @@ class Synchronizer(Writer):
             except FileNotFoundError:
                 if os.path.lexists(self.prefix + "_state"):
                     raise ProtocolMismatch(
-                        f"{self.prefix}_state belongs to protocol 'mmap-sync': pass protocol='mmap-sync', or use another "
-                        "prefix"
+                        f"{self.prefix}_state belongs to protocol 'mmap-sync': pass protocol='mmap-sync', or use "
+                        "another prefix"
                     ) from None
                 if not writable:
                     raise FileNotFoundError(
                         errno.ENOENT,
-                        f"nothing has been published here, and mode={self.mode!r} makes no files: start the writer first",
+                        f"nothing is published here, and mode={self.mode!r} makes no files: start the writer first",
                         self._path,
                     ) from None
             page = files.new_header(
@@ -149,10 +154,8 @@ class Synchronizer(Writer):
                 options=(kernel.SLOTS,),
                 schema=codecs.fingerprint("msgpack" if codec is None else codec, schema),
             )
-            try:
+            with suppress(FileExistsError):  # somebody was first: open theirs
                 files.create(self._path, page, kernel.SYNC_SIZE, durability=durability or "process")
-            except FileExistsError:
-                pass  # somebody was first: open theirs
 
     def _start(self, verify: bool) -> None:
         writable = self.mode == "shared"
@@ -212,8 +215,9 @@ class Synchronizer(Writer):
         now = time.monotonic()
         if now < self._retry:
             return False
-        self._enter()
-        try:
+        # A lock of its own, because a writing thread may hold the writing half's for as long as its grace; a new one for
+        # each fork, because the parent's may be held by a thread that this process does not have.
+        with self._registering.setdefault(kernel.fork_count(), threading.Lock()):
             if self._registered:
                 return True
             locks = self._file.live_locks()
@@ -233,8 +237,6 @@ class Synchronizer(Writer):
                 locks.unlock(kernel.LOCK_OPEN)
             self._retry = now + _RETRY
             return False
-        finally:
-            self._leave()
 
     # ---- data files ---------------------------------------------------------------------------------------------
 
@@ -280,10 +282,8 @@ class Synchronizer(Writer):
         fd = -1
         try:
             if not renew:
-                try:
+                with suppress(FileNotFoundError):
                     fd = self._open_data(index, writable=True)
-                except FileNotFoundError:
-                    pass
             old = 0 if fd < 0 else os.fstat(fd).st_size - kernel.PAGE
             capacity = max(size, 1, old if size <= old else old + old // 4)  # grows by a quarter at least
             length = -(-(kernel.PAGE + capacity) // kernel.PAGE) * kernel.PAGE
@@ -311,10 +311,8 @@ class Synchronizer(Writer):
             files.sync_directory(path)
 
     def _discard(self, index: int) -> None:
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(self._data_path(index) + ".new")
-        except FileNotFoundError:
-            pass
 
     # ---- writing ------------------------------------------------------------------------------------------------
 
@@ -404,7 +402,7 @@ class Synchronizer(Writer):
             self._release_slot()
 
     def check(self) -> None:
-        """Checks every invariant of the files, without changing anything; `CorruptionError` says which one is broken."""
+        """Checks every invariant of the files, and changes nothing; `CorruptionError` says which one is broken."""
         from mmapds.inspection import verify
 
         broken = [finding for finding in verify(self._path) if finding.severity == "error"]

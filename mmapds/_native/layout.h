@@ -65,6 +65,7 @@ enum {
 };
 
 #define MMAPDS_BYTE_ORDER 0x0a0b0c0dU
+#define MMAPDS_LIMIT (1ULL << 39) /* bytes in a value are fewer: what mmap-sync's version word can say */
 
 typedef struct {
     uint8_t magic[8];

@@ -8,6 +8,7 @@ from mmapds._native.region cimport Mapping
 
 cdef extern from "layout.h" nogil:
     int MMAPDS_PAGE, MMAPDS_SLOTS
+    uint64_t MMAPDS_LIMIT
 
     ctypedef struct mmapds_header:
         uint8_t identity[16]
@@ -82,6 +83,9 @@ cdef class LeftRight:
     cdef int poison(self, Mapping mapping) except -1
     cdef int settle(self, ReadResult result, uint64_t version) except -1
     cdef int switch(self, ReadResult result, uint64_t version) except -1
+    cdef int check_record(self, uint64_t version, uint64_t sequence, uint64_t size, uint64_t hash,
+                          uint64_t check) except -1
+    cdef int missing(self, uint64_t version, uint64_t size, int index) except -1
     cdef void keep(self, int index, Mapping mapping, uint64_t generation) noexcept
     cdef int verify_hash(self, Mapping mapping, char *base, Py_ssize_t size, uint64_t hash, uint64_t version) except -1
     cdef int hold(self, ReadResult result, bytes data, uint64_t version) except -1

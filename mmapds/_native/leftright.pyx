@@ -1,15 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """The reading half of a Synchronizer handle.
 
-The protocol, and why it is right, is in leftright.h; this is what surrounds it in a process: results that hold a pin for
-as long as somebody can see the bytes, a cache of what the present version is mapped at, the path for handles without a
-slot, and waiting.
+The protocol, and why it is right, is in leftright.h; this is what surrounds it in a process: results that hold a pin
+for as long as somebody can see the bytes, a cache of what the present version is mapped at, the path for handles
+without a slot, and waiting.
 
 In the process, the GIL is the mutex of this half: pin, compare and hand out happen without letting it go, and fields
-that belong together change together. An unmapping lets go of the GIL, so what is replaced is held until after the change.
+that belong together change together. An unmapping lets go of the GIL, so what is replaced is held until after the
+change.
 
-Rejected: an in-process lock on the reading path, which costs as much as the read; a result that caches its decoded value,
-which could make it part of a cycle that only the collector ends, with the pin.
+Rejected: an in-process lock on the reading path, which costs as much as the read; a result that caches its decoded
+value, which could make it part of a cycle that only the collector ends, with the pin.
 """
 
 cimport cython
@@ -44,8 +45,8 @@ cdef int64_t POLL = 500000              # ns: readers that cannot say that they 
 cdef class ReadResult:
     """One version of the value, held until it is released and the last view of it is gone.
 
-    A context manager. The writer never changes or invalidates what a result, or a memoryview or array made from it, still
-    holds. Not to be used in the child of a fork: it is the parent's, and raises `ForkedHandle` there.
+    A context manager. The writer never changes or invalidates what a result, or a memoryview or array made from it,
+    still holds. Not to be used in the child of a fork: it is the parent's, and raises `ForkedHandle` there.
     """
 
     def __dealloc__(self):
@@ -193,7 +194,8 @@ cdef class LeftRight:
     def _record(self, int index):
         """(sequence, size, hash, whether its check is right) of an index."""
         cdef mmapds_record *record = &self.sync.records[index]
-        cdef uint64_t expected = mmapds_record_check(record.sequence, record.size, record.hash, self.sync.header.identity)
+        cdef uint64_t expected = mmapds_record_check(
+            record.sequence, record.size, record.hash, self.sync.header.identity)
         return record.sequence, record.size, record.hash, record.check == expected
 
     def _recover(self, uint64_t sequence):
@@ -237,8 +239,8 @@ cdef class LeftRight:
     def read(self):
         """Pins the newest version and returns it as a :class:`ReadResult`.
 
-        Wait-free and without a system call as long as the data file has not been replaced or outgrown. The first read of
-        each version checks its checksum (unless `verify=False`). Raises `NotInitialised` before the first write,
+        Wait-free and without a system call as long as the data file has not been replaced or outgrown. The first read
+        of each version checks its checksum (unless `verify=False`). Raises `NotInitialised` before the first write,
         `CorruptionError`, `MappingLost`, `DurabilityFailed`. A death leaves a pin that the writer takes back.
         """
         cdef ReadResult result
@@ -302,30 +304,25 @@ cdef class LeftRight:
         """Maps and checks `version`, which the result has pinned; 0 if it must be pinned anew."""
         cdef int index = result.index
         cdef mmapds_record *record = &self.sync.records[index]
-        cdef uint64_t generation, size, hash
+        # Each word is read once: the file may be hostile.
+        cdef uint64_t sequence = load_relaxed_u64(&record.sequence), size = load_relaxed_u64(&record.size)
+        cdef uint64_t hash = load_relaxed_u64(&record.hash), check = load_relaxed_u64(&record.check)
+        cdef uint64_t generation = load_seq_cst_u64(&record.generation)     # before the file is opened: pairs with write_locked
         cdef Mapping mapping
         # Held until the end: an unmapping lets go of the GIL, and the fields below must change as one.
         cdef Mapping old_map = self.current_map, old0 = self.map0, old1 = self.map1
-        if record.sequence != version or record.check != mmapds_record_check(
-                version, record.size, record.hash, self.sync.header.identity):
-            self.control.check()
-            raise CorruptionError(
-                f"{self.control.path}: the record of version {version} is damaged (it says version {record.sequence}, "
-                f"{record.size} bytes): publish anew, or restore a copy"
-            )
-        size = record.size
-        hash = record.hash
-        generation = load_seq_cst_u64(&record.generation)   # before the file is opened: pairs with write_locked
-        mapping = self.map1 if index else self.map0
+        self.check_record(version, sequence, size, hash, check)
+        mapping = old1 if index else old0
         if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
             mapping = self._map_data(index, size)
             if load_seq_cst_u64(&self.sync.sequence) != version:
+                # What was mapped may already be the inode of version + 2; its generation, still to come, will say so.
+                # Kept nevertheless: a writer that is as fast as we map would otherwise keep us mapping for ever.
+                if mapping is not None:
+                    self.keep(index, mapping, generation)
                 return 0
             if mapping is None:
-                raise CorruptionError(
-                    f"{self.control.path}: data_{index} is missing, or shorter than the {size} bytes of version {version}: "
-                    "publish anew, or restore a copy"
-                )
+                self.missing(version, size, index)
         if self.verify:
             self.verify_hash(mapping, mapping.base + MMAPDS_PAGE, size, hash, version)
         self.keep(index, mapping, generation)
@@ -338,6 +335,23 @@ cdef class LeftRight:
         result.size = size
         result.version = version
         return 1
+
+    cdef int check_record(self, uint64_t version, uint64_t sequence, uint64_t size, uint64_t hash,
+                          uint64_t check) except -1:
+        if sequence == version and size < MMAPDS_LIMIT and check == mmapds_record_check(
+                sequence, size, hash, self.sync.header.identity):
+            return 0
+        self.control.check()
+        raise CorruptionError(
+            f"{self.control.path}: the record of version {version} is damaged (it says version {sequence}, {size} bytes): "
+            "publish anew, or restore a copy"
+        )
+
+    cdef int missing(self, uint64_t version, uint64_t size, int index) except -1:
+        raise CorruptionError(
+            f"{self.control.path}: data_{index} is missing, or shorter than the {size} bytes of version {version}: "
+            "publish anew, or restore a copy"
+        )
 
     cdef void keep(self, int index, Mapping mapping, uint64_t generation) noexcept:
         if index:
@@ -425,11 +439,7 @@ cdef class LeftRight:
             fence_acquire()
             if load_seq_cst_u64(&self.sync.sequence) != version:
                 continue
-            if sequence != version or check != mmapds_record_check(version, size, hash, self.sync.header.identity):
-                raise CorruptionError(
-                    f"{self.control.path}: the record of version {version} is damaged (it says version {sequence}, "
-                    f"{size} bytes): publish anew, or restore a copy"
-                )
+            self.check_record(version, sequence, size, hash, check)
             old0, old1 = self.map0, self.map1   # held until the end: see switch()
             mapping = old1 if index else old0
             if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
@@ -437,10 +447,7 @@ cdef class LeftRight:
                 if load_seq_cst_u64(&self.sync.sequence) != version:
                     continue
                 if mapping is None:
-                    raise CorruptionError(
-                        f"{self.control.path}: data_{index} is missing, or shorter than the {size} bytes of version "
-                        f"{version}: publish anew, or restore a copy"
-                    )
+                    self.missing(version, size, index)
                 self.keep(index, mapping, generation)
             data = PyBytes_FromStringAndSize(NULL, size)
             target = PyBytes_AS_STRING(data)
@@ -461,8 +468,9 @@ cdef class LeftRight:
     def load(self, default=...):
         """The newest value, decoded; `default`, if given, before the first write.
 
-        Decoded again only when the version changed, and it leaves no pin. All callers share the one object: do not change
-        it. With the codecs raw and numpy it is a copy that stands alone. Wait-free while the version is the same.
+        Decoded again only when the version changed, and it leaves no pin. All callers share the one object: do not
+        change it. With the codecs raw and numpy it is a copy that stands alone. Wait-free while the version is the
+        same.
         """
         cdef ReadResult result
         cdef uint64_t version
@@ -511,7 +519,7 @@ cdef class LeftRight:
                 self.control.check()
                 self.check_failed()
             now = kernel_clock_ns()
-            if now - checked >= SLICE:
+            if now - checked >= SLICE and not self.is_private:
                 self._check_path()
                 checked = now
             left = POLL if self.polls else SLICE

@@ -17,7 +17,7 @@ from mmapds._native.atomics cimport (
     fence_acquire, load_seq_cst_u32, load_seq_cst_u64, store_seq_cst_u32, store_seq_cst_u64,
 )
 from mmapds._native.kernel cimport kernel_clock_ns, kernel_sleep_ns
-from mmapds._native.leftright cimport LeftRight, ReadResult
+from mmapds._native.leftright cimport LeftRight, MMAPDS_LIMIT, ReadResult
 from mmapds._native.region cimport Mapping
 from mmapds._native.writer cimport WriteResult, Writer
 
@@ -26,7 +26,6 @@ from xxhash import xxh3_64_intdigest
 from mmapds.errors import CorruptionError
 
 
-cdef uint64_t LIMIT = 1ULL << 39
 cdef Py_ssize_t LARGE = 65536
 
 
@@ -162,7 +161,7 @@ cdef class Crate(Writer):
         cdef int index
         cdef Mapping target
         cdef WriteResult result
-        if <uint64_t>size >= LIMIT:
+        if <uint64_t>size >= MMAPDS_LIMIT:
             raise ValueError(f"{size} bytes are too many: a value has less than 2**39 (549 GB)")
         if self.is_private:
             return Writer.write_locked(self, source, size, immutable, grace)

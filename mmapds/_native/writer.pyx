@@ -9,11 +9,11 @@ What remains if the writer dies
     between rename and generation (a new inode had to be begun): the old version; the successor raises both generations.
     after the store: the new version; a sleeper notices within 100 ms if the wake did not come.
 
-Durability ``power``, when a write returns: the data is synced before V is stored, and V before the call returns; an inode
-is synced before its rename, the directory before V. A new writer, and one whose last flush failed, first makes the active
-version durable, and only then touches the inactive file, which may be the last durable one. A flush that fails sets the
-durability-failed word, so that nobody trusts what the kernel may have dropped, until a write has succeeded from end to
-end.
+Durability ``power``, when a write returns: the data is synced before V is stored, and V before the call returns; an
+inode is synced before its rename, the directory before V. A new writer, and one whose last flush failed, first makes
+the active version durable, and only then touches the inactive file, which may be the last durable one. A flush that
+fails sets the durability-failed word, so that nobody trusts what the kernel may have dropped, until a write has
+succeeded from end to end.
 
 In the process, one mutex serialises the threads of a handle; the GIL is released for large copies, syncs and waits.
 """
@@ -32,7 +32,7 @@ from libc.string cimport memcpy, memset
 from mmapds._native.atomics cimport fence_seq_cst, fetch_add_seq_cst_u64, fetch_or_seq_cst_u64, store_seq_cst_u64
 from mmapds._native.kernel cimport kernel_clock_ns, kernel_sleep_ns, raise_errno
 from mmapds._native.leftright cimport (
-    LeftRight, MMAPDS_PAGE, leftright_pinned, leftright_publish, leftright_reclaim, mmapds_sync,
+    LeftRight, MMAPDS_LIMIT, MMAPDS_PAGE, leftright_pinned, leftright_publish, leftright_reclaim, mmapds_sync,
 )
 from mmapds._native.region cimport Mapping
 
@@ -52,7 +52,6 @@ cdef extern from "<errno.h>" nogil:
 
 cdef Py_ssize_t LARGE = 65536           # bytes from which a copy releases the GIL
 cdef int64_t PROBE = 50000000           # ns between two looks whether a pinned reader still lives
-cdef uint64_t LIMIT = 1ULL << 39        # bytes in a value: what mmap-sync's version word can say
 cdef enum:
     FREE = 0                            # nobody pins the file
     RECLAIMED = 1                       # nobody does any more: a dead reader's pin was taken back
@@ -119,12 +118,6 @@ cdef class Writer(LeftRight):
     def _durable_control(self):
         self.durable(self.control, 2 * MMAPDS_PAGE)
 
-    def _enter(self):
-        self.enter()
-
-    def _leave(self):
-        PyThread_release_lock(self.mutex)
-
     cdef int sync_range(self, Mapping mapping, Py_ssize_t size) except -1:
         """msync of the first `size` bytes, with the GIL released."""
         cdef int failed
@@ -150,8 +143,8 @@ cdef class Writer(LeftRight):
         """Publishes a bytes-like object as the next version; returns a :class:`WriteResult`.
 
         The first write makes this handle the writer until it is closed; `WriterBusy` names another one. Waits up to
-        `grace` seconds for readers of the version before last; one that stays keeps what it holds, and the value goes to
-        a new file. Threads of one handle are serialised. Killed at any point, readers see the old version or the new
+        `grace` seconds for readers of the version before last; one that stays keeps what it holds, and the value goes
+        to a new file. Threads of one handle are serialised. Killed at any point, readers see the old version or the new
         one. On any error (`OSError(ENOSPC)`, `MappingLost`, `DurabilityFailed`) nothing is published.
         """
         cdef Py_buffer view
@@ -178,7 +171,7 @@ cdef class Writer(LeftRight):
         cdef Mapping target
         cdef WriteResult result = WriteResult.__new__(WriteResult)
         result.size = size
-        if <uint64_t>size >= LIMIT:
+        if <uint64_t>size >= MMAPDS_LIMIT:
             raise ValueError(f"{size} bytes are too many: a value has less than 2**39 (549 GB)")
         if self.is_private:
             self.current_copy = immutable if immutable is not None else PyBytes_FromStringAndSize(source, size)
@@ -198,6 +191,9 @@ cdef class Writer(LeftRight):
         if room == HELD or target is None or target.size - MMAPDS_PAGE < size:
             self.control.check()
             target = self._target(index, size, room == HELD)
+            if room != HELD:
+                # Perhaps somebody removed the file and this is another inode: whoever has a mapping of it maps anew.
+                fetch_add_seq_cst_u64(&sync.records[index].generation, 1)
         hash = self.store(target, target.base + MMAPDS_PAGE, source, size, immutable)
         if self._power:
             self.durable(target, MMAPDS_PAGE + size)

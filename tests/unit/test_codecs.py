@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roundtrip import round_trip
 
-from mmapds import _codecs_builtin, codecs
+from mmapds import codecs
+from mmapds.codecs import _builtin
 from mmapds.errors import CorruptionError, IncompatibleFormat, SchemaMismatch
 
 ROOT = pathlib.Path(codecs.__file__).parent.parent
@@ -256,7 +257,7 @@ def test_numpy_is_imported_only_when_it_is_used() -> None:
     assert "needs numpy, which is not installed" in result.stdout
 
 
-@pytest.mark.parametrize("module", [codecs, _codecs_builtin])
+@pytest.mark.parametrize("module", [codecs, _builtin])
 def test_examples_in_the_docstrings(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0

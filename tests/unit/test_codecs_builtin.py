@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roundtrip import round_trip, same, stored
 
-from mmapds import _codecs_builtin, codecs
+from mmapds import codecs
+from mmapds.codecs import _builtin
 from mmapds.errors import CorruptionError
 
 # --- raw -------------------------------------------------------------------------------------
@@ -219,9 +220,9 @@ def test_msgpack_encode_from_many_threads() -> None:
 
 def test_msgpack_does_not_keep_a_large_buffer() -> None:
     codec = codecs.Msgpack()
-    codec.encode(bytes(_codecs_builtin._PACKER_KEEPS - 100))
+    codec.encode(bytes(_builtin._PACKER_KEEPS - 100))
     assert len(codec._idle) == 1, "a packer of modest size is used again"
-    codec.encode(bytes(_codecs_builtin._PACKER_KEEPS + 1))
+    codec.encode(bytes(_builtin._PACKER_KEEPS + 1))
     assert codec._idle == []
 
 

@@ -36,7 +36,7 @@ from typing import Any, Final, NamedTuple, Protocol, final
 
 import xxhash
 
-from mmapds._codecs_builtin import BytesLike, Msgpack, Pickle, Raw, Struct, as_bytes, undecodable
+from mmapds.codecs._builtin import BytesLike, Msgpack, Pickle, Raw, Struct, as_bytes, undecodable
 from mmapds.errors import CorruptionError, IncompatibleFormat, SchemaMismatch
 
 __all__ = [
@@ -161,7 +161,7 @@ def resolve(codec: object) -> ResolvedCodec:
         return codec  # type: ignore[return-value]
     numpy = sys.modules.get("numpy")  # a dtype cannot be given before numpy is imported
     if numpy is not None:
-        from mmapds._codecs_numpy import Numpy
+        from mmapds.codecs._numpy import Numpy
 
         if type(codec) is Numpy:
             return codec
@@ -218,7 +218,7 @@ def _from_name(name: str, kind: str, rest: str) -> ResolvedCodec | None:
         return Struct(rest)
     if kind == "numpy":
         try:
-            from mmapds._codecs_numpy import parse
+            from mmapds.codecs._numpy import parse
         except ImportError as error:
             raise ModuleNotFoundError(
                 f"codec {name!r} needs numpy, which is not installed: pip install numpy"

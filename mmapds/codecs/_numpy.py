@@ -24,7 +24,7 @@ from typing import Any, Final, final
 
 import numpy as np
 
-from mmapds._codecs_builtin import undecodable
+from mmapds.codecs._builtin import undecodable
 
 __all__ = ["Numpy", "canonical", "parse"]
 
