@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmapds import codecs, files
+from mmapds._datafiles import CrateDataFiles
 from mmapds._native import kernel
 from mmapds._native.kernel import LockFile
 from mmapds._native.mmapsync import Crate
@@ -58,7 +59,7 @@ class CrateSynchronizer(Synchronizer, Crate):
         self._decode = self.codec.decode
         self._own = self.codec.own
         self._path = self.prefix + "_state"
-        self._populate = FLAGS["POPULATE"] if populate else 0
+        self._data = CrateDataFiles(self.prefix, populate=populate)
         self._writer_lock: LockFile | None = None
         self._fd = self._open_state()
         try:
@@ -122,38 +123,6 @@ class CrateSynchronizer(Synchronizer, Crate):
                 self._open_private(bytes(result.data), result.version)
         except NotInitialised:
             self._open_private(b"", 0)
-
-    def _map_data(self, index: int, size: int) -> Mapping | None:
-        try:
-            fd = files.open_regular(self._data_path(index), writable=False)
-        except FileNotFoundError:
-            return None
-        try:
-            length = os.fstat(fd).st_size
-            if length < max(size, 1):
-                return None
-            return Mapping(fd, length, FLAGS["READ"], FLAGS["SHARED"] | self._populate, self._data_path(index))
-        finally:
-            os.close(fd)
-
-    def _target(self, index: int, size: int, renew: bool) -> Mapping:
-        assert not renew, "the inodes of mmap-sync's files stay"
-        path = self._data_path(index)
-        while True:
-            try:
-                fd = files.open_regular(path, writable=True)
-                break
-            except FileNotFoundError:
-                with files.unnamed(path, 0o640) as (created, publish):
-                    kernel.allocate(created, max(size, 1))
-                    publish()
-        try:
-            kernel.allocate(fd, max(size, 1))  # exactly: the crate's files have the size of their largest value
-            length = os.fstat(fd).st_size
-            flags = FLAGS["SHARED"] | self._populate
-            return Mapping(fd, length, FLAGS["READ"] | FLAGS["WRITE"], flags, path)
-        finally:
-            os.close(fd)
 
     def _become_writer(self) -> None:
         if self.mode == "readonly":

@@ -2,14 +2,15 @@
 
 Promises
     Nobody ever sees half a file: it gets its name when it is complete, and a process killed before leaves nothing
-    behind. A file that is not what it should be is refused and stays as it is, byte for byte. Liveness is a kernel lock,
-    never a pid. Whatever another boot left in a file is reset or verified before it is used.
+    behind. A file that is not what it should be is refused and stays as it is, byte for byte. Liveness is a kernel
+    lock, never a pid. Whatever another boot left in a file is reset or verified before it is used.
 
 How
-    `create` writes an unnamed file (``O_TMPFILE``), allocates all of it (so that a full disk is an `OSError` now and not
-    a SIGBUS later) and links it to its name, which fails if somebody was first. `open_existing` takes regular files
-    only and never follows a symbolic link at the end of the path. `Locks` is the handle's one descriptor for locking.
-    `settle` runs recovery, under byte 0, and only when nobody is alive. The layout is drawn in ``_native/layout.h``.
+    `create` writes an unnamed file (``O_TMPFILE``), allocates all of it (so that a full disk is an `OSError` now and
+    not a SIGBUS later) and links it to its name, which fails if somebody was first. `open_regular` takes regular files
+    only and never follows a symbolic link at the end of the path. `open_locks` makes the handle's one descriptor for
+    locking. `OpenFile.settle` runs recovery, under byte 0, and only when nobody is alive. The header page has a module
+    of its own, and is offered here too. Needs /proc.
 
 Prior art
     bbolt (meta pages with a checksum, the path checked against the open file), systemd-journald (boot id in the
@@ -29,26 +30,48 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
-
+from mmapds._header import (
+    DURABILITIES,
+    FAILED,
+    HOLDER,
+    MAGIC,
+    ORIGIN,
+    Header,
+    boot_id,
+    identity_of,
+    new_header,
+    parse_header,
+    set_origin,
+)
 from mmapds._native import kernel
 from mmapds._native.kernel import LockFile
-from mmapds.codecs import Schema
-from mmapds.errors import CorruptionError, IncompatibleFormat, MappingLost, UnsupportedFilesystem
+from mmapds.errors import IncompatibleFormat, MappingLost, UnsupportedFilesystem
 
-MAGIC = b"\x89mmapds\n"
-DURABILITIES = ("process", "power")
+__all__ = [
+    "ANY_FILESYSTEM",
+    "DURABILITIES",
+    "FAILED",
+    "MAGIC",
+    "Header",
+    "OpenFile",
+    "boot_id",
+    "check_filesystem",
+    "check_same",
+    "create",
+    "growing",
+    "identity_of",
+    "new_header",
+    "open_locks",
+    "open_regular",
+    "parse_header",
+    "set_origin",
+    "sync_directory",
+    "unnamed",
+]
+
 ANY_FILESYSTEM = "MMAPDS_ANY_FILESYSTEM"
-
-_IMMUTABLE = struct.Struct(f"<8sIHH8sQ16s16sQII16s{kernel.OPTIONS}Q{kernel.SCHEMA_TEXT}sQ")
-_MUTABLE = struct.Struct("<16sQQ32xQQ32s16xQ")  # origin, holder, failed
-assert _IMMUTABLE.size == kernel.CHECKED
-_ORIGIN = slice(kernel.IMMUTABLE, kernel.IMMUTABLE + 32)
-_HOLDER = slice(kernel.IMMUTABLE + 64, kernel.IMMUTABLE + 112)
-FAILED = kernel.IMMUTABLE + 128  # offset of the durability-failed word
 
 # Where mappings of one file are not coherent between all who may open it, or locks do not reach all of them.
 _UNSUPPORTED = {
@@ -67,150 +90,15 @@ _UNSUPPORTED = {
 _VOLATILE = {0x01021994: "tmpfs", 0x858458F6: "ramfs"}
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a header page says. The last six fields are mutable words as they were when the page was read."""
-
-    kind: str
-    format: tuple[int, int]
-    identity: bytes
-    parent: bytes
-    created: int
-    durability: str
-    options: tuple[int, ...]
-    schema: Schema
-    boot_id: bytes
-    device: int
-    inode: int
-    holder_pid: int
-    holder_start: int
-    holder_name: str
-    failed: int
-
-    @property
-    def holder(self) -> str:
-        """Whom to name in an error, for people: the pid may be of another namespace."""
-        if not self.holder_pid:
-            return "an unknown process"
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.holder_start / 1e9))
-        return f"pid {self.holder_pid} ({self.holder_name}), since {since}"
-
-
-def new_header(
-    kind: str,
-    *,
-    durability: str = "process",
-    options: tuple[int, ...] = (),
-    schema: Schema | None = None,
-    parent: bytes = bytes(16),
-) -> bytearray:
-    """A header page for a new file, with a random identity. The origin is filled in by `create`."""
-    text = schema.text.encode() if schema else b""
-    digest = schema.hash if schema else bytes(16)
-    fixed = _IMMUTABLE.pack(
-        MAGIC,
-        kernel.BYTE_ORDER,
-        *kernel.FORMAT,
-        kind.encode(),
-        0,
-        os.urandom(16),
-        parent,
-        time.time_ns(),
-        DURABILITIES.index(durability),
-        min(len(text), kernel.SCHEMA_TEXT),
-        digest,
-        *options,
-        *(0,) * (kernel.OPTIONS - len(options)),
-        text[: kernel.SCHEMA_TEXT],
-        0,
-    )
-    page = bytearray(kernel.PAGE)
-    page[: len(fixed)] = fixed
-    page[kernel.CHECKED : kernel.IMMUTABLE] = xxhash.xxh3_64_intdigest(fixed).to_bytes(8, "little")
-    return page
-
-
-def identity_of(page: bytes | bytearray) -> bytes:
-    """The identity in a header page."""
-    return bytes(page[32:48])
-
-
-def parse_header(page: bytes, path: str, kind: str | None = None) -> Header:
-    """Checks a header page and reads it; `kind` is what the caller can use.
-
-    Raises IncompatibleFormat for what is not ours, or of another version or kind, and CorruptionError for what is ours
-    but damaged.
-    """
-    if len(page) < kernel.PAGE:
-        found = "empty" if not page else f"{len(page)} bytes long"
-        raise IncompatibleFormat(
-            f"{path} is {found}; a file of mmapds has a header of {kernel.PAGE} bytes. It is left as it is: "
-            "give another path, or remove it if it is yours."
-        )
-    fields = _IMMUTABLE.unpack_from(page)
-    magic, order, major, minor, raw_kind, flags, identity, parent, created, power, length, digest = fields[:12]
-    options, text, zero = fields[12:-2], fields[-2], fields[-1]
-    if magic != MAGIC:
-        raise IncompatibleFormat(f"{path} is not a file of mmapds: it starts with {magic!r}, not {MAGIC!r}")
-    if order != kernel.BYTE_ORDER:
-        raise IncompatibleFormat(
-            f"{path}: byte-order mark 0x{order:08x}, expected 0x{kernel.BYTE_ORDER:08x}: written on a big-endian machine?"
-        )
-    if major != kernel.FORMAT[0]:
-        raise IncompatibleFormat(
-            f"{path} has format {major}.{minor}; this release reads format {kernel.FORMAT[0]}: use the one that wrote it"
-        )
-    check = int.from_bytes(page[kernel.CHECKED : kernel.IMMUTABLE], "little")
-    computed = xxhash.xxh3_64_intdigest(page[: kernel.CHECKED])
-    if check != computed:
-        raise CorruptionError(
-            f"{path}: the header is damaged (checksum 0x{check:016x} stored, 0x{computed:016x} computed): restore a copy"
-        )
-    name = raw_kind.rstrip(b"\0").decode("ascii", "backslashreplace")
-    if flags or zero:
-        raise IncompatibleFormat(
-            f"{path} needs features 0x{flags:x} that this release lacks: use the one that wrote it"
-        )
-    if kind is not None and name != kind:
-        raise IncompatibleFormat(f"{path} is a file of kind {name!r}, not {kind!r}: give another path")
-    if power >= len(DURABILITIES) or length > kernel.SCHEMA_TEXT:
-        raise CorruptionError(f"{path}: durability {power} or schema length {length} is out of range")
-    schema = Schema(hash=digest, text=text[:length].decode("utf-8", "replace"))
-    boot, device, inode, pid, start, comm, failed = _MUTABLE.unpack_from(page, kernel.IMMUTABLE)
-    return Header(
-        name,
-        (major, minor),
-        identity,
-        parent,
-        created,
-        DURABILITIES[power],
-        options,
-        schema,
-        boot,
-        device,
-        inode,
-        pid,
-        start,
-        comm.rstrip(b"\0").decode("utf-8", "replace"),
-        failed,
-    )
-
-
-def boot_id() -> bytes:
-    """16 bytes that the kernel draws at each boot."""
-    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
-
-
 def check_filesystem(fd: int, path: str, durability: str) -> None:
     """UnsupportedFilesystem where the promises cannot be kept."""
     found = kernel.filesystem(fd)
-    if name := _UNSUPPORTED.get(found):
-        if not os.environ.get(ANY_FILESYSTEM):
-            raise UnsupportedFilesystem(
-                f"{path} is on {name}, where processes may see different bytes of one file, or locks may not reach all of "
-                f"them. Use a local file system, or set {ANY_FILESYSTEM}=1 in the environment if you know better.",
-                path=path,
-            )
+    if (name := _UNSUPPORTED.get(found)) and not os.environ.get(ANY_FILESYSTEM):
+        raise UnsupportedFilesystem(
+            f"{path} is on {name}, where processes may see different bytes of one file, or locks may not reach all "
+            f"of them. Use a local file system, or set {ANY_FILESYSTEM}=1 in the environment if you know better.",
+            path=path,
+        )
     if durability == "power" and (name := _VOLATILE.get(found)):
         raise UnsupportedFilesystem(
             f"{path} is on {name}, which forgets everything when the power goes: durability='power' needs a disk",
@@ -227,18 +115,12 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def set_origin(fd: int, page: bytearray) -> None:
-    """Fills the origin of `fd` into its header page: from here on its volatile words may be trusted on this boot."""
-    status = os.fstat(fd)
-    page[_ORIGIN] = boot_id() + status.st_dev.to_bytes(8, "little") + status.st_ino.to_bytes(8, "little")
-
-
 @contextmanager
 def unnamed(path: str, permissions: int) -> Iterator[tuple[int, Callable[[], None]]]:
     """A new file without a name, in the directory of `path`, and a call that gives it the name.
 
-    The call raises FileExistsError if there is one. Where the file system has no unnamed files, or /proc is missing, the
-    file has a temporary name until then, which a kill leaves behind (".NAME.XXXX.tmp").
+    The call raises FileExistsError if there is one. Where the file system has no unnamed files, the file has a
+    temporary name until then, which a kill leaves behind (".NAME.XXXXXXXX.tmp").
     """
     temporary: str | None = None
     try:
@@ -248,7 +130,8 @@ def unnamed(path: str, permissions: int) -> Iterator[tuple[int, Callable[[], Non
             os.path.dirname(path) or "."
         ):
             raise
-        temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.urandom(4).hex()}.tmp")
+        name = os.path.basename(path)[:40]  # 255 bytes is the limit
+        temporary = os.path.join(os.path.dirname(path), f".{name}.{os.urandom(4).hex()}.tmp")
         fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def publish() -> None:
@@ -256,7 +139,13 @@ def unnamed(path: str, permissions: int) -> Iterator[tuple[int, Callable[[], Non
         if temporary is None:
             kernel.link_fd(fd, path)
         else:
-            kernel.rename_new(temporary, path)
+            try:
+                kernel.rename_new(temporary, path)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS):  # the file system cannot
+                    raise
+                os.link(temporary, path)
+                os.unlink(temporary)
             temporary = None
 
     try:
@@ -298,8 +187,8 @@ def open_regular(path: str, *, writable: bool) -> int:
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         fd = os.open(path, flags)
-    except PermissionError as error:
-        if writable:
+    except OSError as error:
+        if writable and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             error.add_note("mode='readonly' needs no write permission")
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):  # replaced in between
@@ -313,7 +202,18 @@ def open_locks(fd: int, path: str) -> LockFile:
 
     Through /proc, so that it is that file even if the path has another by now.
     """
-    return LockFile(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC), path)
+    return LockFile(fd, path)
+
+
+@contextmanager
+def growing(fd: int, path: str) -> Iterator[None]:
+    """Excludes everybody else, in this process and others, who changes the size of the file `fd`."""
+    locks = open_locks(fd, path)
+    try:
+        locks.lock(kernel.LOCK_OPEN)
+        yield
+    finally:
+        locks.close()
 
 
 def check_same(fd: int, path: str) -> None:
@@ -321,7 +221,7 @@ def check_same(fd: int, path: str) -> None:
     ours = os.fstat(fd)
     try:
         there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         there = None
     if there is None or (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino):
         raise MappingLost(
@@ -333,7 +233,7 @@ def check_same(fd: int, path: str) -> None:
 
 
 class OpenFile:
-    """A file of ours, open: its descriptor, its header as it was at open, and its lock descriptor if it may be written."""
+    """A file of ours, open: its descriptor, its header as it was at open, its lock descriptor if it may be written."""
 
     __slots__ = ("fd", "header", "locks", "path", "writable")
 
@@ -341,6 +241,7 @@ class OpenFile:
         self.path = path
         self.writable = writable
         self.locks: LockFile | None = None
+        self.fd = -1
         self.fd = open_regular(path, writable=writable)
         try:
             self.header = parse_header(os.pread(self.fd, kernel.PAGE, 0), path, kind)
@@ -368,10 +269,10 @@ class OpenFile:
         check_same(self.fd, self.path)
 
     def same_origin(self) -> bool:
-        """Whether the volatile words were last valid on this boot, in this very file (not in one it was copied from)."""
+        """Whether the volatile words were last valid on this boot, and in this very file, not one it was copied from."""
         status = os.fstat(self.fd)
         expected = boot_id() + status.st_dev.to_bytes(8, "little") + status.st_ino.to_bytes(8, "little")
-        return os.pread(self.fd, 32, _ORIGIN.start) == expected
+        return os.pread(self.fd, 32, ORIGIN.start) == expected
 
     def settle(self, recover: Callable[[], None]) -> None:
         """Runs `recover` if the file comes from another boot, or is a copy, and nobody is alive in it.
@@ -381,26 +282,35 @@ class OpenFile:
         is in use on this kernel and its words are valid (containers may have boot ids of their own).
         """
         locks = self.live_locks()
-        locks.lock(kernel.LOCK_OPEN)
-        try:
-            if self.same_origin() or not locks.try_lock(kernel.LOCK_WRITER, 0):
+        with locks.held(kernel.LOCK_OPEN):
+            if self.same_origin():
                 return
-            try:
+            with locks.held(kernel.LOCK_WRITER, 0, wait=False) as alone:
+                if not alone.got:
+                    return
                 recover()
                 page = bytearray(os.pread(self.fd, kernel.PAGE, 0))
                 set_origin(self.fd, page)
-                os.pwrite(self.fd, page[_ORIGIN], _ORIGIN.start)
+                os.pwrite(self.fd, page[ORIGIN], ORIGIN.start)
                 if self.header.durability == "power":
                     os.fsync(self.fd)
-            finally:
-                locks.unlock(kernel.LOCK_WRITER, 0)
-        finally:
-            locks.unlock(kernel.LOCK_OPEN)
+
+    def settled(self) -> bool:
+        """For those who may not write: whether the volatile words can be trusted as they are.
+
+        They can if this boot wrote them, or if somebody lives in the file who has seen to it. A recoverer takes byte 0 and
+        then all others: so life is looked for first, then byte 0 (a recovery has begun), then the origin again.
+        """
+        if self.same_origin():
+            return True
+        alive = kernel.locked(self.fd, kernel.LOCK_WRITER, 0)
+        recovering = kernel.locked(self.fd, kernel.LOCK_OPEN, exclusive=True)
+        return (alive and not recovering) or self.same_origin()
 
     def write_holder(self) -> None:
         """Says, for the messages of others, who has the writer's lock."""
         name = Path("/proc/self/comm").read_bytes().strip()[:31]
-        os.pwrite(self.fd, struct.pack("<QQ32s", os.getpid(), time.time_ns(), name), _HOLDER.start)
+        os.pwrite(self.fd, struct.pack("<QQ32s", os.getpid(), time.time_ns(), name), HOLDER.start)
 
     def read_holder(self) -> str:
         """Whom to name in WriterBusy."""
@@ -414,3 +324,6 @@ class OpenFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()

@@ -28,6 +28,7 @@ from typing import Any, Literal, Self
 import xxhash
 
 from mmapds import codecs, files
+from mmapds._datafiles import DataFiles
 from mmapds._native import kernel
 from mmapds._native.region import FLAGS, Mapping
 from mmapds._native.writer import Writer, WriteResult
@@ -101,11 +102,9 @@ class Synchronizer(Writer):
         self.prefix = os.path.abspath(os.fspath(prefix))
         self.mode = mode
         self._path = self.prefix + "_sync"
-        self._populate = FLAGS["POPULATE"] if populate else 0
         self._retry = 0.0
-        self._pending: str | None = None
         self._foreign = False
-        self._registering: dict[int, threading.Lock] = {}
+        self._registering: dict[int, threading.RLock] = {}
         self._file = self._open_file(codec, schema, durability)
         try:
             header = self._file.header
@@ -119,10 +118,16 @@ class Synchronizer(Writer):
             self.codec = codecs.reopen(header.schema.text, codec, schema, where=self._path)
             self._decode = self.codec.decode
             self._own = self.codec.own
-            if self._file.size < kernel.SYNC_SIZE:
+            if self._file.size != kernel.SYNC_SIZE:
                 raise CorruptionError(
-                    f"{self._path} has {self._file.size} bytes, expected {kernel.SYNC_SIZE}: it was cut; restore a copy"
+                    f"{self._path} has {self._file.size} bytes, expected {kernel.SYNC_SIZE}: restore a copy"
                 )
+            if header.options[0] != kernel.SLOTS:
+                raise IncompatibleFormat(
+                    f"{self._path} has {header.options[0]} reader slots, this release knows {kernel.SLOTS}: use the one "
+                    "that wrote it"
+                )
+            self._data = DataFiles(self.prefix, self._file, populate=populate)
             self._start(verify)
         except BaseException:
             self._close()
@@ -164,7 +169,7 @@ class Synchronizer(Writer):
             self._open(control, verify=verify, unregistered=False)
             self._file.settle(self._recover_after_boot)
             return
-        if not self._file.same_origin() and not kernel.locked(self._file.fd, kernel.LOCK_OPEN, 0):
+        if not self._file.settled():
             # Another boot wrote it, and nobody is alive to have recovered it: do so in memory of our own.
             self._foreign = True
             copy = Mapping(-1, kernel.SYNC_SIZE, _WRITE, FLAGS["PRIVATE"] | FLAGS["ANONYMOUS"], self._path)
@@ -190,10 +195,15 @@ class Synchronizer(Writer):
             if right and sequence and sequence & 1 == index
         ]
         for sequence, size, digest, index in sorted(found, reverse=True):
-            mapping = self._map_data(index, size)
+            try:
+                mapping = self._data.map(index, size)
+            except (CorruptionError, IncompatibleFormat):  # its header did not survive
+                continue
             if mapping is not None:
                 with memoryview(mapping)[kernel.PAGE : kernel.PAGE + size] as data:
                     if xxhash.xxh3_64_intdigest(data) == digest:
+                        if self.mode == "shared":
+                            self._data.set_aside(1 - index)
                         self._recover(sequence)
                         return
         if any(record[:3] != (0, 0, 0) for record, _ in records):
@@ -205,7 +215,7 @@ class Synchronizer(Writer):
 
     def _refresh(self) -> None:
         """Readers without a slot, before each look: has somebody recovered the file for real?"""
-        if self._foreign and (self._file.same_origin() or kernel.locked(self._file.fd, kernel.LOCK_OPEN, 0)):
+        if self._foreign and self._file.settled():
             self._foreign = False
             control = Mapping(self._file.fd, kernel.SYNC_SIZE, _READ, FLAGS["SHARED"], self._path)
             self._open(control, verify=self._verifies, unregistered=True)
@@ -217,102 +227,13 @@ class Synchronizer(Writer):
             return False
         # A lock of its own, because a writing thread may hold the writing half's for as long as its grace; a new one for
         # each fork, because the parent's may be held by a thread that this process does not have.
-        with self._registering.setdefault(kernel.fork_count(), threading.Lock()):
-            if self._registered:
-                return True
+        with self._registering.setdefault(kernel.fork_count(), threading.RLock()):
             locks = self._file.live_locks()
-            locks.lock(kernel.LOCK_OPEN, shared=True)  # nobody resets the slots meanwhile
-            try:
-                slot = self._free_slot()
-                while slot >= 0:
-                    if locks.try_lock(kernel.LOCK_SLOT + slot):
-                        self._attach(slot)
-                        return True
-                    slot = self._free_slot(slot + 1)
-                for slot in range(kernel.SLOTS):  # a dead handle's
-                    if locks.try_lock(kernel.LOCK_SLOT + slot):
-                        self._attach(slot)
-                        return True
-            finally:
-                locks.unlock(kernel.LOCK_OPEN)
+            with locks.held(kernel.LOCK_OPEN, shared=True):  # nobody resets the slots meanwhile
+                found = self._take_slot(locks)
+        if not found:
             self._retry = now + _RETRY
-            return False
-
-    # ---- data files ---------------------------------------------------------------------------------------------
-
-    def _data_path(self, index: int) -> str:
-        return f"{self.prefix}_data_{index}"
-
-    def _open_data(self, index: int, *, writable: bool) -> int:
-        """A descriptor of a data file that is ours."""
-        path = self._data_path(index)
-        fd = files.open_regular(path, writable=writable)
-        try:
-            header = files.parse_header(os.pread(fd, kernel.PAGE, 0), path, "syncdata")
-            if header.parent != self._file.header.identity or header.options[0] != index:
-                self._file.check_path()
-                raise IncompatibleFormat(
-                    f"{path} belongs to another Synchronizer than {self._path}: were some of the three files replaced? "
-                    "It is left as it is; remove it if it is a leftover."
-                )
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    def _map_data(self, index: int, size: int) -> Mapping | None:
-        """A data file as readers map it; None if it is missing or too short."""
-        try:
-            fd = self._open_data(index, writable=False)
-        except FileNotFoundError:
-            self._file.check_path()
-            return None
-        try:
-            length = os.fstat(fd).st_size
-            if length < kernel.PAGE + size:
-                return None
-            return Mapping(fd, length, _READ, FLAGS["SHARED"] | self._populate, self._data_path(index))
-        finally:
-            os.close(fd)
-
-    def _target(self, index: int, size: int, renew: bool) -> Mapping:
-        """The data file that the writer fills: as it is, grown, or (`renew`) a new inode that `_install` will name."""
-        path = self._data_path(index)
-        name = path + ".new" if renew else path
-        fd = -1
-        try:
-            if not renew:
-                with suppress(FileNotFoundError):
-                    fd = self._open_data(index, writable=True)
-            old = 0 if fd < 0 else os.fstat(fd).st_size - kernel.PAGE
-            capacity = max(size, 1, old if size <= old else old + old // 4)  # grows by a quarter at least
-            length = -(-(kernel.PAGE + capacity) // kernel.PAGE) * kernel.PAGE
-            if fd < 0:
-                page = files.new_header(
-                    "syncdata", durability=self.durability, options=(index,), parent=self._file.header.identity
-                )
-                if renew:
-                    self._discard(index)
-                files.create(name, page, length, durability=self.durability)
-                fd = files.open_regular(name, writable=True)
-            else:
-                kernel.allocate(fd, length)
-                length = os.fstat(fd).st_size
-            return Mapping(fd, length, _WRITE, FLAGS["SHARED"] | self._populate, path)
-        finally:
-            if fd >= 0:
-                os.close(fd)
-
-    def _install(self, index: int) -> None:
-        """Gives the new inode the name of the data file."""
-        path = self._data_path(index)
-        os.rename(path + ".new", path)
-        if self._power:
-            files.sync_directory(path)
-
-    def _discard(self, index: int) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(self._data_path(index) + ".new")
+        return found
 
     # ---- writing ------------------------------------------------------------------------------------------------
 
@@ -327,33 +248,35 @@ class Synchronizer(Writer):
                 errno.EACCES, "mode='readonly' never writes: open with mode='shared' or 'private'", self._path
             )
         locks = self._file.live_locks()
-        if not locks.try_lock(kernel.LOCK_WRITER):
-            holder = self._file.read_holder()
-            raise WriterBusy(
-                f"{self._path} has a writer: {holder}. There is one at a time; it keeps the place until it closes its "
-                "handle or dies.",
-                path=self._path,
-                holder=holder,
-            )
-        try:
-            self._file.check_path()
-            sequence = super().version
-            record = self._record(sequence & 1)
-            if sequence and (record[0] != sequence or not record[3]):
-                raise CorruptionError(
-                    f"{self._path}: the record of version {sequence} is damaged (it says version {record[0]}): "
-                    "restore a copy, or remove the three files to begin anew"
+        with locks.held(kernel.LOCK_WRITER, wait=False) as place:
+            if not place.got:
+                holder = self._file.read_holder()
+                raise WriterBusy(
+                    f"{self._path} has a writer: {holder}. There is one at a time; it keeps the place until it closes "
+                    "its handle or dies.",
+                    path=self._path,
+                    holder=holder,
                 )
-            self._file.write_holder()
-            self._discard(0)
-            self._discard(1)
-            self._start_writing(locks.fd)
-            if self._power:
-                self._heal()
-        except BaseException:
-            self._stop_writing()
-            locks.unlock(kernel.LOCK_WRITER)
-            raise
+            try:
+                self._file.check_path()
+                sequence = super().version
+                found, _, _, right = self._record(sequence & 1)
+                if sequence and (found != sequence or not right):
+                    raise CorruptionError(
+                        f"{self._path}: the record of version {sequence} is damaged (it says version {found}): "
+                        "restore a copy, or remove the three files to begin anew"
+                    )
+                self._file.write_holder()
+                self._data.discard(0)
+                self._data.discard(1)
+                self._start_writing(locks.fd)
+                if self._power:
+                    self._heal()
+                place.keep()
+            except BaseException:
+                place.keep(False)
+                self._stop_writing()
+                raise
 
     def _heal(self) -> None:
         """Makes the active version durable, before the inactive file, perhaps the last durable one, is touched.
@@ -364,7 +287,7 @@ class Synchronizer(Writer):
         if not sequence:
             return
         _, size, digest, _ = self._record(sequence & 1)
-        active = self._target(sequence & 1, size, False)
+        active = self._data.target(sequence & 1, size, False)
         with memoryview(active)[kernel.PAGE : kernel.PAGE + size] as data:
             whole = xxhash.xxh3_64_intdigest(data) == digest
         if whole:  # else the kernel has dropped it: the version to be written replaces it
@@ -394,12 +317,10 @@ class Synchronizer(Writer):
         """Ends this handle; idempotent. Results that are still held, and their views, stay valid until they go."""
         if self._is_closed:
             return
-        idle = self._close()
-        if self._is_writer:
-            self._stop_writing()
-            self._file.live_locks().unlock(kernel.LOCK_WRITER)
-        if idle:
+        if self._close():
             self._release_slot()
+        elif self._file.locks is not None:
+            self._file.locks.unlock(kernel.LOCK_WRITER)  # results are held: only the slot's byte stays locked
 
     def check(self) -> None:
         """Checks every invariant of the files, and changes nothing; `CorruptionError` says which one is broken."""

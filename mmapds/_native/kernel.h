@@ -49,10 +49,11 @@ static inline int kernel_lock(int fd, int type, int64_t start, int64_t length, i
     return errno == EACCES ? -EAGAIN : -errno;
 }
 
-/* 1 if another open file description has a lock in the range, without taking one; needs no write permission. */
-static inline int kernel_locked(int fd, int64_t start, int64_t length)
+/* 1 if another open file description has a lock in the range that excludes `type` (F_RDLCK: an exclusive one; F_WRLCK: any),
+   without taking one; needs no write permission. */
+static inline int kernel_locked(int fd, int type, int64_t start, int64_t length)
 {
-    struct flock request = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = start, .l_len = length, .l_pid = 0};
+    struct flock request = {.l_type = (short)type, .l_whence = SEEK_SET, .l_start = start, .l_len = length, .l_pid = 0};
     if (fcntl(fd, F_OFD_GETLK, &request) != 0)
         return -errno;
     return request.l_type != F_UNLCK;
@@ -99,9 +100,9 @@ static inline int kernel_rename_new(const char *from, const char *to)
     return syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 1 /* RENAME_NOREPLACE */) == 0 ? 0 : -errno;
 }
 
-/* Growing a file takes three steps, so that a full disk fails in the first, with the size as it was, and so that nothing
-   ever makes the file smaller than somebody else has made it meanwhile. First blocks, without the size: file systems
-   keep what they got when they run out in the middle. */
+/* Growing a file takes three steps, so that a full disk fails in the first, with the size as it was, and so that
+   nothing ever makes the file smaller than somebody else has made it meanwhile. First blocks, without the size: file
+   systems keep what they got when they run out in the middle. */
 static inline int kernel_reserve(int fd, int64_t offset, int64_t length)
 {
     if (fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length) == 0)
@@ -152,8 +153,9 @@ static inline void *kernel_map(void *address, size_t length, int protection, int
 {
     void *mapped, *reserved = NULL;
     if ((flags & MAP_FIXED_NOREPLACE) && (flags & MAP_SHARED_VALIDATE) == MAP_SHARED_VALIDATE) {
-        /* VALIDATE refuses NOREPLACE, as younger than itself: take the addresses with one call, fill them with another */
-        reserved = mmap(address, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+        /* VALIDATE refuses NOREPLACE, which is younger: take the addresses with one call, fill them with another */
+        int empty = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+        reserved = mmap(address, length, PROT_NONE, empty, -1, 0);
         if (reserved == MAP_FAILED)
             return (void *)(intptr_t)-errno;
         address = reserved;

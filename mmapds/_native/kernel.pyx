@@ -119,7 +119,7 @@ cdef void guard_remove(void *entry) noexcept:
 
 
 @cython.final
-@cython.no_gc                           # it refers to a text only; cleared in a cycle, its users' deallocators would fall
+@cython.no_gc                   # refers to a path only; those who refer to it are collected in any order
 cdef class LockFile:
     """A new open file description of the file behind `fd`, for locking alone.
 
@@ -188,10 +188,50 @@ cdef class LockFile:
         if self.fd >= 0 and self.epoch == fork_epoch:
             kernel_lock(self.fd, F_UNLCK, start, length, 0)
 
+    def held(self, int64_t start, int64_t length=1, *, bint shared=False, bint wait=True):
+        """A context manager that holds the range in its block; its value says whether it got it (always, if it waits)."""
+        return Held(self, start, length, shared, wait)
+
     cdef int _checked(self) except -1:
         if self.fd < 0 or self.epoch != fork_epoch:
             raise ValueError("this lock descriptor is closed, or belongs to the parent of this process")
         return self.fd
+
+
+@cython.final
+cdef class Held:
+    """A lock for the length of a block. KeyboardInterrupt comes between two bytecodes, so "lock, then try" can lose a
+    lock; entering a block is one bytecode."""
+    cdef LockFile locks
+    cdef int64_t start, length
+    cdef bint shared, wait, keeps
+
+    def __cinit__(self, LockFile locks, int64_t start, int64_t length, bint shared, bint wait):
+        self.locks = locks
+        self.start = start
+        self.length = length
+        self.shared = shared
+        self.wait = wait
+
+    def __enter__(self):
+        if self.wait:
+            self.locks.lock(self.start, self.length, shared=self.shared)
+        else:
+            self.keeps = not self.locks.try_lock(self.start, self.length, shared=self.shared)
+        return self
+
+    @property
+    def got(self):
+        """Whether the lock was free, or has been waited for."""
+        return self.wait or not self.keeps
+
+    def keep(self, bint keeps=True):
+        """Whether the lock outlasts the block."""
+        self.keeps = keeps
+
+    def __exit__(self, kind, value, traceback):
+        if not self.keeps:
+            self.locks.unlock(self.start, self.length)
 
 
 def link_fd(int fd, path):
@@ -222,9 +262,9 @@ def filesystem(int fd):
 def allocate(int fd, int64_t length):
     """Makes the file at least `length` bytes long, with blocks behind all that is added.
 
-    OSError (a full disk, a quota, RLIMIT_FSIZE) leaves it as it was, and so does a signal handler that raises. Never makes
-    it smaller. Two who grow one file at the same time must exclude each other, or the failure of one may cut what the
-    other got.
+    OSError (a full disk, a quota, RLIMIT_FSIZE) leaves it as it was, and so does a signal handler that raises. Never
+    makes it smaller. Two who grow one file at the same time must exclude each other, or the failure of one may cut what
+    the other got.
     """
     cdef int64_t size = kernel_size(fd)
     cdef int64_t done = size, step = 0
@@ -265,9 +305,9 @@ def start_writeback(int fd, int64_t offset, int64_t length):
         raise_errno(-failed, None)
 
 
-def locked(int fd, int64_t start, int64_t length=1):
-    """Whether somebody else has a lock in [start, start + length) (length 0: to infinity); takes none."""
-    cdef int found = kernel_locked(fd, start, length)
+def locked(int fd, int64_t start, int64_t length=1, *, bint exclusive=False):
+    """Whether somebody else has a lock (an exclusive one) in [start, start + length), length 0: to infinity. Takes none."""
+    cdef int found = kernel_locked(fd, F_RDLCK if exclusive else F_WRLCK, start, length)
     if found < 0:
         raise_errno(-found, None)
     return found != 0

@@ -146,12 +146,15 @@ static inline void leftright_publish(mmapds_sync *sync, uint64_t sequence, uint6
     store_relaxed_u64(&record->size, size);
     store_relaxed_u64(&record->hash, hash);
     store_relaxed_u64(&record->check, mmapds_record_check(sequence, size, hash, sync->header.identity));
-    store_seq_cst_u64(&sync->sequence, sequence); /* pairs with leftright_pin and LeftRight.copy: all above is seen */
-    /* A waiter sets its mark, then compares V, then sleeps on it; we have stored V, and now look at the mark. */
-    if (load_seq_cst_u32(&sync->waiters)) {
+    /* A waiter sets its mark, compares V, and sleeps on it. Sleepers of the old V are remembered, and their mark taken, before
+       V changes; a mark set after that is found by the second look, or, if its owner has seen the new V, kept for the next
+       write. Taking it after the store instead could take the mark of one who already waits for the next version. */
+    uint32_t marked = load_seq_cst_u32(&sync->waiters);
+    if (marked)
         store_seq_cst_u32(&sync->waiters, 0);
+    store_seq_cst_u64(&sync->sequence, sequence); /* pairs with leftright_pin and LeftRight.copy: all above is seen */
+    if (marked || load_seq_cst_u32(&sync->waiters))
         kernel_futex_wake((const uint32_t *)&sync->sequence, INT_MAX);
-    }
 }
 
 #endif

@@ -8,6 +8,7 @@ from mmapds._native.region cimport Mapping
 
 cdef extern from "layout.h" nogil:
     int MMAPDS_PAGE, MMAPDS_SLOTS
+    int64_t MMAPDS_LOCK_SLOT
     uint64_t MMAPDS_LIMIT
 
     ctypedef struct mmapds_header:
@@ -75,12 +76,16 @@ cdef class LeftRight:
     cdef bint unordered                 # a version that differs is a newer one
     cdef public object _decode          # the codec's
     cdef public object _own
+    cdef public object _data            # the data files
+    cdef Mapping poisoned               # what was lost, or None
 
     cdef int check_open(self) except -1
     cdef int check_failed(self) except -1
     cdef object read_slowly(self)
     cdef int refuse(self, ReadResult result) except -1
     cdef int poison(self, Mapping mapping) except -1
+    cdef int check_lost(self) except -1
+    cdef int end(self) except -1
     cdef int settle(self, ReadResult result, uint64_t version) except -1
     cdef int switch(self, ReadResult result, uint64_t version) except -1
     cdef int check_record(self, uint64_t version, uint64_t sequence, uint64_t size, uint64_t hash,

@@ -25,7 +25,9 @@ from libc.string cimport memcpy, memset
 from mmapds._native.atomics cimport (
     fence_acquire, load_acquire_u64, load_relaxed_u64, load_seq_cst_u64, store_seq_cst_u32, store_seq_cst_u64,
 )
-from mmapds._native.kernel cimport epoch_word, kernel_clock_ns, kernel_futex_wait, kernel_sleep_ns, raise_errno
+from mmapds._native.kernel cimport (
+    F_WRLCK, LockFile, deadline, epoch_word, kernel_clock_ns, kernel_futex_wait, kernel_lock, kernel_sleep_ns, raise_errno,
+)
 from mmapds._native.region cimport Mapping
 
 from xxhash import xxh3_64_intdigest
@@ -144,20 +146,32 @@ cdef class LeftRight:
         self.copied = version
         self.current_copy = value
 
-    def _close(self):
-        """From now on every call raises Closed. True if no result holds a pin, so that the slot can go at once."""
+    cdef int end(self) except -1:
+        """From now on every call raises Closed. 1 if no result holds a pin, so that the slot can go at once."""
         self.is_closed = True
         self.loaded_value = None
         self.loaded = 0
         return self.live == 0 or self.registered != self.epoch[0]
 
-    def _attach(self, int slot):
-        """The slot's byte is locked by this handle: recover what names the slot, then use it."""
-        leftright_attach(self.sync, slot)
-        self.pins = self.sync.slots[slot].pins
-        self.slot = slot
-        self.live = 0
-        self.registered = self.epoch[0]
+    def _take_slot(self, LockFile locks not None):
+        """Registers in a slot whose byte nobody has locked; False if there is none. One call, so that no signal handler
+        can come between lock and use."""
+        cdef int slot, fd = locks.fd
+        cdef bint only_free
+        if self.pins is not NULL and self.registered == self.epoch[0]:
+            return True
+        for only_free in (True, False):     # a slot in use may be a dead handle's
+            for slot in range(MMAPDS_SLOTS):
+                if only_free and load_seq_cst_u64(&self.sync.in_use[slot // 64]) >> (slot % 64) & 1:
+                    continue
+                if kernel_lock(fd, F_WRLCK, MMAPDS_LOCK_SLOT + slot, 1, 0) == 0:
+                    leftright_attach(self.sync, slot)
+                    self.pins = self.sync.slots[slot].pins
+                    self.slot = slot
+                    self.live = 0
+                    self.registered = self.epoch[0]
+                    return True
+        return False
 
     def _detach(self):
         """Gives the slot back, before its byte is unlocked. In a fork's child it is the parent's."""
@@ -165,14 +179,6 @@ cdef class LeftRight:
             leftright_detach(self.sync, self.slot)
         self.pins = NULL
         self.slot = -1
-
-    def _free_slot(self, int start=0):
-        """The first slot from `start` that is not in use, or -1."""
-        cdef int slot
-        for slot in range(start, MMAPDS_SLOTS):
-            if not load_seq_cst_u64(&self.sync.in_use[slot // 64]) >> (slot % 64) & 1:
-                return slot
-        return -1
 
     @property
     def _is_closed(self):
@@ -211,6 +217,8 @@ cdef class LeftRight:
     cdef int check_open(self) except -1:
         if self.is_closed:
             raise Closed("this Synchronizer is closed")
+        if not self.is_private:
+            self.check_lost()
         return 0
 
     cdef int check_failed(self) except -1:
@@ -233,7 +241,6 @@ cdef class LeftRight:
         if self.is_private:
             return self.copied
         self._refresh()
-        self.control.check()
         return load_acquire_u64(self.word)
 
     def read(self):
@@ -272,17 +279,29 @@ cdef class LeftRight:
 
     cdef int refuse(self, ReadResult result) except -1:
         result.release()
-        if result.mapping.lost or self.control.lost:
+        if result.mapping.lost:
             self.poison(result.mapping)
+        self.check_lost()
         self.check_failed()
         return 0
 
+    cdef int check_lost(self) except -1:
+        if self.poisoned is not None:
+            self.poisoned.check()
+        if self.control is not None and self.control.lost:
+            self.poison(self.control)
+        return 0
+
     cdef int poison(self, Mapping mapping) except -1:
-        """Part of a file is gone: this handle is of no further use, and lets go of what others wait for."""
-        self.control.lost = 1
-        self._let_go()
+        """Part of a file is gone: this handle is of no further use. It lets go of what others wait for, and of its slot,
+        which somebody else may have from now on."""
+        if self.poisoned is None:
+            self.poisoned = mapping
+            self.unregistered = True    # no fast path looks any more
+            self.pins = NULL
+            self.slot = -1
+            self._let_go()
         mapping.check()
-        self.control.check()
         return 0
 
     cdef int settle(self, ReadResult result, uint64_t version) except -1:
@@ -314,7 +333,7 @@ cdef class LeftRight:
         self.check_record(version, sequence, size, hash, check)
         mapping = old1 if index else old0
         if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
-            mapping = self._map_data(index, size)
+            mapping = self._data.map(index, size)
             if load_seq_cst_u64(&self.sync.sequence) != version:
                 # What was mapped may already be the inode of version + 2; its generation, still to come, will say so.
                 # Kept nevertheless: a writer that is as fast as we map would otherwise keep us mapping for ever.
@@ -341,7 +360,7 @@ cdef class LeftRight:
         if sequence == version and size < MMAPDS_LIMIT and check == mmapds_record_check(
                 sequence, size, hash, self.sync.header.identity):
             return 0
-        self.control.check()
+        self.check_lost()
         raise CorruptionError(
             f"{self.control.path}: the record of version {version} is damaged (it says version {sequence}, {size} bytes): "
             "publish anew, or restore a copy"
@@ -362,8 +381,9 @@ cdef class LeftRight:
 
     cdef int verify_hash(self, Mapping mapping, char *base, Py_ssize_t size, uint64_t hash, uint64_t version) except -1:
         cdef uint64_t found = xxh3_64_intdigest(PyMemoryView_FromMemory(base, size, 0x100))
-        if mapping.lost or self.control.lost:
+        if mapping.lost:
             self.poison(mapping)
+        self.check_lost()
         if found != hash:
             raise CorruptionError(
                 f"{self.control.path}: version {version} does not match its checksum (0x{hash:016x} stored, "
@@ -372,16 +392,29 @@ cdef class LeftRight:
         return 0
 
     cdef int unpin(self, int index, uint64_t registered) except -1:
-        # Called from deallocation too. In a fork's child the pin, and the slot, are the parent's.
-        if registered != self.epoch[0] or registered != self.registered or self.pins is NULL:
+        # Called from deallocation too. In a fork's child the pin, and the slot, are the parent's; a poisoned handle has
+        # lost its slot, perhaps to somebody else.
+        if registered != self.epoch[0] or registered != self.registered:
             return 0
-        leftright_unpin(self.pins, index)
         self.live -= 1
+        if self.pins is not NULL:
+            leftright_unpin(self.pins, index)
         if self.live == 0 and self.is_closed:
             self._release_slot()
         return 0
 
     def _not_initialised(self):
+        cdef int index
+        self.check_lost()
+        if self.sync is not NULL:
+            for index in range(2):
+                # Version 1 without V may be what a writer's death has left; with any later one, V has been something else.
+                sequence, _, _, right = self._record(index)
+                if right and sequence > 1:
+                    raise CorruptionError(
+                        f"{self.control.path}: it says that nothing has been published, and has a record of version "
+                        f"{sequence}: restore a copy, or remove the three files to begin anew"
+                    )
         raise NotInitialised(
             f"{self.control.path}: nothing has been published yet: write() first, or wait() for a writer"
         )
@@ -422,8 +455,9 @@ cdef class LeftRight:
             return self.hold(result, self.current_copy, self.copied)
         while True:
             self._refresh()
-            self.control.check()
+            self.check_lost()
             self.check_failed()
+            PyErr_CheckSignals()
             version = load_seq_cst_u64(&self.sync.sequence)     # pairs with leftright_publish
             if version == 0:
                 self._not_initialised()
@@ -443,7 +477,7 @@ cdef class LeftRight:
             old0, old1 = self.map0, self.map1   # held until the end: see switch()
             mapping = old1 if index else old0
             if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
-                mapping = self._map_data(index, size)
+                mapping = self._data.map(index, size)
                 if load_seq_cst_u64(&self.sync.sequence) != version:
                     continue
                 if mapping is None:
@@ -507,26 +541,22 @@ cdef class LeftRight:
         """
         cdef uint64_t seen = self.version if newer_than is None else newer_than
         cdef uint64_t version
-        cdef int64_t limit = 0, left, checked = kernel_clock_ns(), now
+        cdef int64_t limit = deadline(timeout), left, checked = kernel_clock_ns(), now
         cdef int result
-        if timeout is not None:
-            limit = checked + <int64_t>(float(timeout) * 1e9)
         while True:
             version = self.version
             if version > seen or (self.unordered and version != seen):
                 return version
             if not self.is_private:
-                self.control.check()
+                self.check_lost()
                 self.check_failed()
             now = kernel_clock_ns()
             if now - checked >= SLICE and not self.is_private:
                 self._check_path()
                 checked = now
-            left = POLL if self.polls else SLICE
-            if timeout is not None:
-                left = min(left, limit - now)
-                if left <= 0:
-                    return None
+            left = min(POLL if self.polls else SLICE, limit - now)
+            if left <= 0:
+                return None
             result = 0
             if self.polls:
                 with nogil:

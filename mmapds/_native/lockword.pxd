@@ -28,7 +28,9 @@ cdef class Lock:
     cdef Mapping mapping
     cdef uint64_t *word
     cdef object owners          # callable: the Owner of this handle in this process
+    cdef Owner mine             # the last one it returned
     cdef Owner owner            # who holds the word through this object, or None
     cdef unsigned long thread
     cdef bint found_dirty
     cdef int enter(self, Owner owner, int status) except -1
+    cdef Owner live_owner(self)

@@ -10,8 +10,8 @@
 
 A *token* is 60 random bits that a handle draws once; before it writes the token anywhere it locks byte 2^62 + token of
 the file (an open-file-description lock), and the kernel drops that lock when the process dies. So "is the owner alive?"
-is one system call, without pids, and a token is never reused: the reuse of a slot, which needs an incarnation number and
-somebody who bumps it, cannot happen. The word is 0 when free.
+is one system call, without pids, and a token is never reused: the reuse of a slot, which needs an incarnation number
+and somebody who bumps it, cannot happen. The word is 0 when free.
 
 Transitions, each one atomic instruction, so that a death leaves the word as before or as after:
 
@@ -21,12 +21,12 @@ Transitions, each one atomic instruction, so that a death leaves the word as bef
 * take over     dead | w -> mine | dirty | w    while holding the dead owner's byte, so that only one prober does it,
                                                 and never while the owner lives
 
-Dirty means that whoever held the word did not leave it in order; it stays until somebody who knows how has repaired what
-the lock protects, so a repairer who dies in mid-repair leaves it to the next.
+Dirty means that whoever held the word did not leave it in order; it stays until somebody who knows how has repaired
+what the lock protects, so a repairer who dies in mid-repair leaves it to the next.
 
-Waiting. An owner killed between release and wake, and a waiter killed between being woken and acting, would leave others
-asleep; so no sleep is longer than 50 ms, and after each the owner is probed. Nobody is robbed by time alone: a *stopped*
-owner (SIGSTOP) holds the others up until it goes on.
+Waiting. An owner killed between release and wake, and a waiter killed between being woken and acting, would leave
+others asleep; so no sleep is longer than 50 ms, and after each the owner is probed. Nobody is robbed by time alone: a
+*stopped* owner (SIGSTOP) holds the others up until it goes on.
 
 Prior art: robust futexes (the kernel walks a list in the dead process; they need the same layout of libc in every
 process), Drepper's "Futexes are tricky" (the waiters bit). Rejected: pthread robust mutexes, whose pointers glibc
@@ -35,6 +35,7 @@ follows in the file; a lease by time, which robs the slow.
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -42,12 +43,12 @@ from mmapds._native.atomics cimport (
     compare_exchange_seq_cst_u64, cpu_relax, exchange_seq_cst_u64, load_seq_cst_u64,
 )
 from mmapds._native.kernel cimport (
-    F_UNLCK, F_WRLCK, LockFile, epoch, kernel_clock_ns, kernel_futex_wait, kernel_futex_wake, kernel_lock, raise_errno,
+    F_UNLCK, F_WRLCK, LockFile, deadline, epoch, kernel_clock_ns, kernel_futex_wait, kernel_futex_wake, kernel_lock,
+    kernel_lost, raise_errno,
 )
 from mmapds._native.region cimport Mapping
 
 import os
-from threading import get_ident
 
 from mmapds.errors import ForkedHandle
 
@@ -113,6 +114,7 @@ cdef void lockword_release(uint64_t *word, bint dirty) noexcept nogil:
 
 
 @cython.final
+@cython.no_gc                       # refers to a LockFile only; a Lock that is collected in a cycle still needs it
 cdef class Owner:
     """Draws a token and locks its byte on `locks`; the kernel keeps the lock as long as that descriptor lives."""
 
@@ -132,12 +134,12 @@ cdef class Owner:
 cdef class Lock:
     """A lock that processes share, at a word of a region. Obtained from :meth:`mmapds.Region.lock`.
 
-    A context manager. Not reentrant. Uncontended it costs one atomic instruction each way and no system call. If an owner
-    dies inside, the next one gets the lock, and finds :attr:`owner_died` true: what the lock protects may be half
+    A context manager. Not reentrant. Uncontended it costs one atomic instruction each way and no system call. If an
+    owner dies inside, the next one gets the lock, and finds :attr:`owner_died` true: what the lock protects may be half
     changed, and is to be repaired before the block is left. Leaving the block normally declares it in order; leaving it
-    by an exception while `owner_died` leaves the mark for the next owner. A *stopped* owner holds others up until it goes
-    on. In the child of a fork a lock that the parent held is still the parent's: acquiring waits for it, and leaving the
-    block does nothing.
+    by an exception while `owner_died` leaves the mark for the next owner. A *stopped* owner holds others up until it
+    goes on. In the child of a fork a lock that the parent held is still the parent's: acquiring waits for it, and
+    leaving the block does nothing.
     """
 
     def __cinit__(self, Mapping mapping not None, Py_ssize_t offset, owners):
@@ -167,40 +169,44 @@ cdef class Lock:
         """Whether somebody, perhaps dead, has the lock now."""
         return (load_seq_cst_u64(self.word) & TOKEN) != 0
 
+    cdef Owner live_owner(self):
+        if self.mine is None or self.mine.locks.fd < 0 or self.mine.locks.epoch != epoch():
+            self.mine = self.owners()
+        return self.mine
+
     def acquire(self, timeout=None):
         """Takes the lock; False if that was not possible within `timeout` seconds. Signal handlers run while it waits."""
-        cdef Owner owner = self.owners()
+        cdef Owner owner = self.live_owner()
         cdef uint64_t token = owner.token
         cdef uint64_t found
-        cdef int64_t limit = 0, left
-        cdef int status, i, result
+        cdef int64_t limit, left
+        cdef int status, result, i
         cdef bint waited = False
         if self.owner is not None and self.owner.locks.epoch != epoch():
             self.owner = None               # it was the parent's
-        if self.owner is not None and self.thread == get_ident():
+        if self.owner is not None and self.thread == PyThread_get_thread_ident():
             raise RuntimeError("this thread holds the lock already, and it is not reentrant")
+        self.mapping.check()
         status = lockword_try(self.word, token, False)
         if status != LOCK_BUSY:
             return self.enter(owner, status)
-        if timeout is not None:
-            limit = kernel_clock_ns() + <int64_t>(float(timeout) * 1e9)
+        limit = deadline(timeout)
         while True:
             with nogil:
                 for i in range(SPINS):
                     cpu_relax()
-                    status = lockword_try(self.word, token, waited)
-                    if status != LOCK_BUSY:
-                        break
+                    if not load_seq_cst_u64(self.word) & TOKEN:
+                        status = lockword_try(self.word, token, waited)
+                        if status != LOCK_BUSY:
+                            break
                 if status == LOCK_BUSY:
                     status = lockword_probe(self.word, token, owner.locks.fd)
-            self.mapping.check()
             if status != LOCK_BUSY:
                 return self.enter(owner, status)
-            left = SLICE
-            if timeout is not None:
-                left = min(left, limit - kernel_clock_ns())
-                if left <= 0:
-                    return False
+            self.mapping.check()
+            left = min(SLICE, limit - kernel_clock_ns())
+            if left <= 0:
+                return False
             found = load_seq_cst_u64(self.word)
             if not found & TOKEN:
                 continue
@@ -213,11 +219,17 @@ cdef class Lock:
             if result == -EINTR:
                 PyErr_CheckSignals()
             elif result not in (0, -EAGAIN, -ETIMEDOUT):
+                self.mapping.check()
+                load_seq_cst_u64(self.word)     # EFAULT: if the page is gone, this leaves the mark
+                self.mapping.check()
                 raise_errno(-result, self.mapping.path)
 
     cdef int enter(self, Owner owner, int status) except -1:
+        if kernel_lost(&self.mapping.lost):     # perhaps only this process sees the word that it has just changed
+            lockword_release(self.word, status == LOCK_TAKEN_DIRTY)
+            self.mapping.check()
         self.owner = owner
-        self.thread = get_ident()
+        self.thread = PyThread_get_thread_ident()
         self.found_dirty = status == LOCK_TAKEN_DIRTY
         return 1
 
@@ -228,7 +240,7 @@ cdef class Lock:
         if self.owner.locks.epoch != epoch():
             self.owner = None
             raise ForkedHandle("the lock is the parent's: a fork does not inherit it; acquire it in this process")
-        if self.thread != get_ident():
+        if self.thread != PyThread_get_thread_ident():
             raise RuntimeError("the lock is held by another thread")
         self.owner = None
         self.found_dirty = False

@@ -16,7 +16,7 @@ from libc.string cimport memcpy
 from mmapds._native.atomics cimport (
     fence_acquire, load_seq_cst_u32, load_seq_cst_u64, store_seq_cst_u32, store_seq_cst_u64,
 )
-from mmapds._native.kernel cimport kernel_clock_ns, kernel_sleep_ns
+from mmapds._native.kernel cimport deadline, kernel_clock_ns, kernel_sleep_ns
 from mmapds._native.leftright cimport LeftRight, MMAPDS_LIMIT, ReadResult
 from mmapds._native.region cimport Mapping
 from mmapds._native.writer cimport WriteResult, Writer
@@ -81,8 +81,7 @@ cdef class Crate(Writer):
             result.size = size_of(version)
             result.version = version
             if result.mapping.lost or self.control.lost:
-                result.release()
-                self.poison(result.mapping)
+                self.refuse(result)
             if self.verify and version != self.checked:
                 self.verify_crate(result.base, version)
         result.switched = result.version != self.returned
@@ -94,7 +93,7 @@ cdef class Crate(Writer):
         cdef Mapping mapping = self.map1 if index else self.map0
         cdef Py_ssize_t size = size_of(version)
         if mapping is None or mapping.size < size:
-            mapping = self._map_data(index, size)
+            mapping = self._data.map(index, size)
             if mapping is None:
                 raise CorruptionError(
                     f"{self.control.path}: data_{index} is missing, or shorter than the {size} bytes that the state says: "
@@ -123,7 +122,7 @@ cdef class Crate(Writer):
         if self.is_private:
             return LeftRight.copy(self, result)
         while True:
-            self.control.check()
+            self.check_lost()
             version = load_seq_cst_u64(self.word)       # pairs with the store that publishes
             if version == 0:
                 self._not_initialised()
@@ -172,7 +171,7 @@ cdef class Crate(Writer):
         result.reset = self.wait_for_readers(index, grace)
         target = self.target1 if index else self.target0
         if target is None or target.size < size:
-            target = self._target(index, size, False)
+            target = self._data.target(index, size, False)
             self.aim(index, target)
         checksum = self.store(target, target.base, source, size, immutable)
         if self.checksum is not None:
@@ -181,15 +180,14 @@ cdef class Crate(Writer):
         if version == 0:
             version = 1ULL << 40        # an empty value with checksum 0 would read as "nothing written"
         store_seq_cst_u64(<uint64_t *>self.word, version)       # pairs with mmapsync_pin: the data is seen
-        if self.control.lost:
-            self.poison(self.control)
+        self.check_lost()
         return result
 
     cdef int wait_for_readers(self, int index, double grace) except -1:
         """Whether the count of readers had to be reset."""
-        cdef int64_t start = kernel_clock_ns(), pause = 5000
+        cdef int64_t limit = deadline(grace), pause = 5000
         while load_seq_cst_u32(&self.state.readers[index]) != 0:        # pairs with mmapsync_pin and mmapsync_unpin
-            if kernel_clock_ns() - start >= <int64_t>(grace * 1e9):
+            if kernel_clock_ns() >= limit:
                 store_seq_cst_u32(&self.state.readers[index], 0)
                 return 1
             with nogil:

@@ -13,8 +13,8 @@
    and used anew in between would join the start of one mapping to the end of another. One pass is enough: an entry that
    covers an access in flight was complete before the access began, and stays where it is until the mapping goes.
 
-   Somebody may install a handler after ours (faulthandler.enable() does) and chain to us. We take the front again at the
-   next mapping; to keep the two from calling each other for ever, a nested call of ours goes to the handler that was
+   Somebody may install a handler after ours (faulthandler.enable() does) and chain to us. We take the front again at
+   the next mapping; to keep the two from calling each other for ever, a nested call of ours goes to the handler that was
    there before either. Until then the other one goes first and, as faulthandler does, passes the signal on by raise(),
    which says nothing about an address. The address is then taken from the kernel's frame, where it stays until the
    thread's next fault; `bus_repaired` tells such a call from a raise() that meant it.
@@ -90,10 +90,11 @@ static int bus_repair(uint64_t address)
     if (!bus_find(address, &found))
         return 0;
     void *page = (void *)(uintptr_t)(address & ~(found.page - 1));
-    void *zero = mmap(page, found.page, found.protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    void *zero = mmap(page, found.page, found.protection, flags, -1, 0);
     if (zero == MAP_FAILED)
         return 0;
-    __atomic_store_n(found.lost, 1, __ATOMIC_SEQ_CST); /* read by the operation in hand, after the access: kernel_lost */
+    __atomic_store_n(found.lost, 1, __ATOMIC_SEQ_CST); /* read by the operation in hand: kernel_lost */
     bus_repaired = address;
     return 1;
 }

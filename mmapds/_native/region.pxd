@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 
 cdef class Mapping:
-    """A mapped range. Unmapped when the last reference is gone: a buffer exported from it, an atomic, a pin each hold one."""
+    """A mapped range, unmapped when the last reference is gone: a buffer exported from it, an atomic, a pin hold one."""
     cdef char *base
     cdef readonly Py_ssize_t size       # bytes that may be used
     cdef Py_ssize_t length              # bytes mapped (whole pages)
@@ -20,17 +20,14 @@ cdef class Mapping:
 
 cdef class AtomicInt64:
     cdef Mapping mapping
-    cdef int64_t *word
+    cdef uint64_t *word
     cdef bint futex
-    cdef int usable(self) except -1
+    cdef int refuse(self) except -1
 
 
 cdef class RegionCore:
     """The hot half of Region: byte access, atomics, and the system calls on ranges."""
     cdef Mapping mapping                # None after close()
-    cdef char *base
-    cdef Py_ssize_t length
-    cdef bint writable
     cdef bint shared
     cdef Mapping opened(self)
     cdef int use(self, Mapping mapping) except -1

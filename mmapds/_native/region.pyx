@@ -1,16 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Mapped memory as Python objects.
 
-A :class:`Mapping` owns one ``mmap`` range and nothing else. Whoever can still touch the range holds a reference to it (an
-exported buffer through the buffer protocol, an atomic, a reader's pin), so ``munmap`` happens when the last of them is
-gone and there is never a dangling pointer. ``close()`` and ``resize()`` only let go of a reference. CPython's own
+A :class:`Mapping` owns one ``mmap`` range and nothing else. Whoever can still touch the range holds a reference to it
+(an exported buffer through the buffer protocol, an atomic, a reader's pin), so ``munmap`` happens when the last of them
+is gone and there is never a dangling pointer. ``close()`` and ``resize()`` only let go of a reference. CPython's own
 ``mmap`` refuses to close while a buffer is exported; a structure whose data moves under its readers cannot.
 
 Large copies run with the GIL released. A copy of less than 64 KiB keeps it: a page fault that has to read the disk then
 stops every thread of the process, which is why ``populate`` exists.
 
-An access to a page that is gone does not fail; the SIGBUS handler (process.h) puts zeros there and leaves a mark. So each
-operation looks at the mark before it starts, because a lost mapping is of no use any more, and when it is done.
+An access to a page that is gone does not fail; the SIGBUS handler (process.h) puts zeros there and leaves a mark. So
+each operation looks at the mark before it starts, because a lost mapping is of no use any more, and when it is done.
 """
 
 cimport cython
@@ -18,6 +18,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, P
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.number cimport PyNumber_AsSsize_t
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EEXIST, EFAULT, EINTR, EINVAL, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memmove, memset
@@ -54,13 +55,12 @@ cdef int64_t SLICE = 100000000         # ns: no futex wait is longer, because a 
 cdef Py_ssize_t PAGE = kernel_page_size()
 
 
-@cython.cdivision(True)
 cdef inline Py_ssize_t round_up(Py_ssize_t value, Py_ssize_t unit) noexcept nogil:
-    return (value + unit - 1) // unit * unit
+    return (value + unit - 1) & -unit
 
 
 @cython.final
-@cython.no_gc                           # refers to a path only: never part of a cycle, and its users' deallocators need it
+@cython.no_gc                           # refers to a path only; those who refer to it are collected in any order
 cdef class Mapping:
     """`size` bytes of `fd` from the start of the file (or, with fd -1, of nothing)."""
 
@@ -118,14 +118,14 @@ cdef class Mapping:
 
     @property
     def is_lost(self):
-        """True once a page of it had to be replaced by zeros (the file was truncated, or the disk failed or was full)."""
+        """True once a page of it had to be replaced by zeros: the file was truncated, or the disk failed or was full."""
         return kernel_lost(&self.lost) != 0
 
     cdef int check(self) except -1:
         if kernel_lost(&self.lost):
             raise MappingLost(
-                f"{self.path or 'a mapping'}: part of the file is gone from under its mapping (truncated by somebody, or the "
-                "disk is full or failing); what was read there is zeros. Close this handle and look at the file.",
+                f"{self.path or 'a mapping'}: part of the file is gone from under its mapping (truncated by somebody, "
+                "or the disk is full or failing); what was read there is zeros. Close this handle and look at the file.",
                 path=self.path,
             )
         return 0
@@ -135,7 +135,7 @@ cdef class Mapping:
         self.check()
 
     def grow_in_place(self, int fd, Py_ssize_t size, int flags, bint locked=False):
-        """Maps the file's bytes (fd -1: zeros) up to `size` right behind what is mapped; False if the addresses are taken.
+        """Maps the file's bytes (fd -1: zeros) up to `size` behind what is mapped; False if the addresses are taken.
 
         `locked`: the new ones are to stay in memory; OSError, with nothing changed, if they cannot.
         """
@@ -144,12 +144,13 @@ cdef class Mapping:
         if size > (<Py_ssize_t>1 << 62):
             return False
         cdef Py_ssize_t length = round_up(size, self.page)
-        cdef Py_ssize_t more = length - self.length
+        cdef Py_ssize_t start = self.length
+        cdef Py_ssize_t more = length - start
         cdef int failed, protection = PROT_READ | (PROT_WRITE if self.writable else 0)
-        cdef char *end = self.base + self.length
+        cdef char *end = self.base + start
         cdef void *mapped
         if more > 0:
-            mapped = kernel_map(end, more, protection, flags | MAP_FIXED_NOREPLACE, fd, self.length if fd >= 0 else 0)
+            mapped = kernel_map(end, more, protection, flags | MAP_FIXED_NOREPLACE, fd, start if fd >= 0 else 0)
             if kernel_failed(mapped):
                 return False
             if mapped != end:           # a kernel before 4.17 takes the address as a hint
@@ -163,14 +164,16 @@ cdef class Mapping:
                     raise_errno(failed, self.path)
             self.length = length
             guard_resize(self.guard, length)
+        if fd < 0:                      # the file may be longer than what was mapped of it
+            memset(self.base + self.size, 0, min(size, start) - self.size)
         self.size = size
         return True
 
     def cut(self, int fd, Py_ssize_t size, int flags):
-        """Shrinks the file to `size`; OSError, with nothing changed, if that fails. The mapping stays as long as it was.
+        """Shrinks the file to `size`; OSError, with nothing changed, if that fails. The mapping stays as it is.
 
-        If somebody looks at the mapping, pages wholly behind the new end become private copies first, so that views keep
-        what they saw and do not fault. The page with the new end in it stays shared; the kernel zeroes its rest.
+        If somebody looks at the mapping, pages wholly behind the new end become private copies first, so that views
+        keep what they saw and do not fault. The page with the new end in it stays shared; the kernel zeroes its rest.
         """
         cdef Py_ssize_t start = round_up(size, self.page)
         cdef Py_ssize_t tail = self.length - start
@@ -200,13 +203,11 @@ cdef class Mapping:
             raise_errno(failed, self.path)
 
     def trim(self, Py_ssize_t size):
-        """Forgets what lies behind `size`; growing shows zeros there again. For private mappings that nobody looks at."""
+        """Forgets what lies behind `size`. For private mappings that nobody looks at."""
         cdef Py_ssize_t start = round_up(size, self.page)
         cdef Py_ssize_t tail = self.length - start
         if self.borrowed:
             raise BufferError("the mapping is in use")
-        memset(self.base + size, 0, min(start, self.size) - size)
-        self.check()
         if tail > 0:
             guard_resize(self.guard, start)
             if munmap(self.base + start, tail) != 0:
@@ -223,6 +224,18 @@ cdef class Mapping:
         self.borrowed -= 1
         if failed:
             raise_errno(failed, self.path)
+
+
+cdef inline int before(AtomicInt64 self) except -1:
+    if self.mapping.lost or not self.mapping.writable:
+        self.refuse()
+    return 0
+
+
+cdef inline object after(AtomicInt64 self, uint64_t value):
+    if kernel_lost(&self.mapping.lost):
+        self.mapping.check()
+    return <int64_t>value
 
 
 @cython.final
@@ -243,97 +256,64 @@ cdef class AtomicInt64:
             raise ValueError(f"offset {offset} is misaligned: an atomic word lies at a multiple of 8")
         self.mapping = mapping
         self.futex = futex
-        self.word = <int64_t *>(mapping.base + offset)
+        self.word = <uint64_t *>(mapping.base + offset)
         mapping.borrowed += 1
 
     def __dealloc__(self):
         if self.mapping is not None:
             self.mapping.borrowed -= 1
 
-    cdef int usable(self) except -1:
+    cdef int refuse(self) except -1:
         self.mapping.check()
-        if not self.mapping.writable:
-            raise ValueError(f"{self.mapping.path or 'the region'} is mapped read-only: open it with mode='shared' to change it")
-        return 0
+        raise ValueError(f"{self.mapping.path or 'the region'} is mapped read-only: mode='shared' can change it")
 
     def load(self):
         """The value."""
-        cdef int64_t value = <int64_t>load_seq_cst_u64(<uint64_t *>self.word)
-        if kernel_lost(&self.mapping.lost):
-            self.mapping.check()
-        return value
+        return after(self, load_seq_cst_u64(self.word))
 
     def store(self, int64_t value):
         """Sets the value."""
-        if self.mapping.lost or not self.mapping.writable:
-            self.usable()
-        store_seq_cst_u64(<uint64_t *>self.word, <uint64_t>value)
+        before(self)
+        store_seq_cst_u64(self.word, <uint64_t>value)
         if kernel_lost(&self.mapping.lost):
             self.mapping.check()
 
     def fetch_add(self, int64_t n=1):
         """Adds n and returns the value before."""
-        if self.mapping.lost or not self.mapping.writable:
-            self.usable()
-        cdef int64_t old = <int64_t>fetch_add_seq_cst_u64(<uint64_t *>self.word, <uint64_t>n)
-        if kernel_lost(&self.mapping.lost):
-            self.mapping.check()
-        return old
+        before(self)
+        return after(self, fetch_add_seq_cst_u64(self.word, <uint64_t>n))
 
     def fetch_sub(self, int64_t n=1):
         """Subtracts n and returns the value before."""
-        if self.mapping.lost or not self.mapping.writable:
-            self.usable()
-        cdef int64_t old = <int64_t>fetch_sub_seq_cst_u64(<uint64_t *>self.word, <uint64_t>n)
-        if kernel_lost(&self.mapping.lost):
-            self.mapping.check()
-        return old
+        before(self)
+        return after(self, fetch_sub_seq_cst_u64(self.word, <uint64_t>n))
 
     def fetch_and(self, int64_t mask):
         """Bitwise and; returns the value before."""
-        if self.mapping.lost or not self.mapping.writable:
-            self.usable()
-        cdef int64_t old = <int64_t>fetch_and_seq_cst_u64(<uint64_t *>self.word, <uint64_t>mask)
-        if kernel_lost(&self.mapping.lost):
-            self.mapping.check()
-        return old
+        before(self)
+        return after(self, fetch_and_seq_cst_u64(self.word, <uint64_t>mask))
 
     def fetch_or(self, int64_t mask):
         """Bitwise or; returns the value before."""
-        if self.mapping.lost or not self.mapping.writable:
-            self.usable()
-        cdef int64_t old = <int64_t>fetch_or_seq_cst_u64(<uint64_t *>self.word, <uint64_t>mask)
-        if kernel_lost(&self.mapping.lost):
-            self.mapping.check()
-        return old
+        before(self)
+        return after(self, fetch_or_seq_cst_u64(self.word, <uint64_t>mask))
 
     def fetch_xor(self, int64_t mask):
         """Bitwise exclusive or; returns the value before."""
-        if self.mapping.lost or not self.mapping.writable:
-            self.usable()
-        cdef int64_t old = <int64_t>fetch_xor_seq_cst_u64(<uint64_t *>self.word, <uint64_t>mask)
-        if kernel_lost(&self.mapping.lost):
-            self.mapping.check()
-        return old
+        before(self)
+        return after(self, fetch_xor_seq_cst_u64(self.word, <uint64_t>mask))
 
     def exchange(self, int64_t value):
         """Sets the value and returns the one before."""
-        if self.mapping.lost or not self.mapping.writable:
-            self.usable()
-        cdef int64_t old = <int64_t>exchange_seq_cst_u64(<uint64_t *>self.word, <uint64_t>value)
-        if kernel_lost(&self.mapping.lost):
-            self.mapping.check()
-        return old
+        before(self)
+        return after(self, exchange_seq_cst_u64(self.word, <uint64_t>value))
 
     def compare_exchange(self, int64_t expected, int64_t desired):
         """Sets `desired` if the value is `expected`; returns (whether it did, the value before)."""
-        if self.mapping.lost or not self.mapping.writable:
-            self.usable()
         cdef uint64_t found = <uint64_t>expected
-        cdef bint done = compare_exchange_seq_cst_u64(<uint64_t *>self.word, &found, <uint64_t>desired)
-        if kernel_lost(&self.mapping.lost):
-            self.mapping.check()
-        return done, <int64_t>found
+        before(self)
+        cdef bint done = compare_exchange_seq_cst_u64(self.word, &found, <uint64_t>desired)
+        return done, after(self, found)
 
     def wait(self, int64_t expected, timeout=None):
         """Sleeps while the value is `expected`, at most `timeout` seconds; True when it is another, False on time-out.
@@ -343,23 +323,26 @@ cdef class AtomicInt64:
         raise, while it sleeps.
         """
         cdef int64_t limit = deadline(timeout), left
-        cdef int result
+        cdef int result = 0, before
         if not self.futex:
-            raise ValueError("cannot wait on a private mapping: no other process could change it. Open it with mode='shared'.")
+            raise ValueError("cannot wait on a private mapping, which nobody else can change: open it with mode='shared'")
         while True:
-            if <int64_t>load_seq_cst_u64(<uint64_t *>self.word) != expected:
+            if <int64_t>load_seq_cst_u64(self.word) != expected:
                 self.mapping.check()
                 return True
             self.mapping.check()
             left = min(SLICE, limit - kernel_clock_ns())
             if left <= 0:
                 return False
+            before = result
             with nogil:
                 # The kernel compares again before it sleeps: pairs with the change that precedes wake().
                 result = kernel_futex_wait(<uint32_t *>self.word, <uint32_t>expected, left)
             if result == -EINTR:
                 PyErr_CheckSignals()
-            elif result not in (0, -EAGAIN, -ETIMEDOUT, -EFAULT):   # EFAULT: no page; the next look brings the mark
+            elif result == -EFAULT and before != -EFAULT:
+                continue                # no page: the next look brings the mark
+            elif result not in (0, -EAGAIN, -ETIMEDOUT):
                 raise_errno(-result, self.mapping.path)
 
     def wake(self, int n=1):
@@ -378,14 +361,11 @@ cdef class AtomicInt64:
 cdef class RegionCore:
 
     cdef int use(self, Mapping mapping) except -1:
+        # The old one lives until the change is done: unmapping lets go of the GIL.
+        old = self.mapping
+        Py_INCREF(old)
         self.mapping = mapping
-        if mapping is None:
-            self.base = NULL
-            self.length = 0
-        else:
-            self.base = mapping.base
-            self.length = mapping.size
-            self.writable = mapping.writable
+        Py_DECREF(old)
         return 0
 
     def _use(self, Mapping mapping, bint shared):
@@ -403,12 +383,13 @@ cdef class RegionCore:
 
     cdef int span(self, Py_ssize_t offset, object length, Py_ssize_t unit, char **start, Py_ssize_t *size) except -1:
         """Checks a range; widens it downwards to whole units."""
-        self.opened().check()
-        cdef Py_ssize_t bytes_ = self.length - offset if length is None else length
-        if offset < 0 or bytes_ < 0 or offset > self.length or bytes_ > self.length - offset:
-            raise ValueError(f"offset {offset} and length {bytes_} are not within the region's {self.length} bytes")
+        cdef Mapping mapping = self.opened()
+        mapping.check()
+        cdef Py_ssize_t bytes_ = mapping.size - offset if length is None else length
+        if offset < 0 or bytes_ < 0 or offset > mapping.size or bytes_ > mapping.size - offset:
+            raise ValueError(f"offset {offset} and length {bytes_} are not within the region's {mapping.size} bytes")
         cdef Py_ssize_t step = offset & (unit - 1)
-        start[0] = self.base + offset - step
+        start[0] = mapping.base + offset - step
         size[0] = bytes_ + step if bytes_ else 0
         return 0
 
@@ -420,7 +401,7 @@ cdef class RegionCore:
     def __len__(self):
         if self.mapping is None:
             self.opened()
-        return self.length
+        return self.mapping.size
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         # The view's owner is the Mapping, not this object: it stays valid across close() and resize().
@@ -434,11 +415,11 @@ cdef class RegionCore:
             self.opened()
         if offset < 0 or n < 0:
             raise ValueError(f"pread of {n} bytes at {offset}: neither may be negative")
-        if offset >= self.length:
+        if offset >= mapping.size:
             n = 0
             offset = 0
-        elif n > self.length - offset:
-            n = self.length - offset
+        elif n > mapping.size - offset:
+            n = mapping.size - offset
         cdef bytes data = PyBytes_FromStringAndSize(NULL, n)
         cdef char *target = PyBytes_AS_STRING(data)
         cdef char *source = mapping.base + offset
@@ -474,11 +455,9 @@ cdef class RegionCore:
         if mapping.lost:
             mapping.check()
         if not mapping.writable:
-            raise ValueError(f"{mapping.path or 'the region'} is mapped read-only: open it with mode='shared' or 'private'")
-        if offset < 0 or offset > self.length or n > self.length - offset:
-            raise ValueError(
-                f"cannot write {n} bytes at offset {offset} of a region of {self.length}: resize() it first"
-            )
+            raise ValueError(f"{mapping.path or 'the region'} is mapped read-only: mode='shared' and 'private' can write")
+        if offset < 0 or offset > mapping.size or n > mapping.size - offset:
+            raise ValueError(f"cannot write {n} bytes at {offset} into a region of {mapping.size}: resize() it first")
         cdef char *target = mapping.base + offset
         if n >= LARGE:
             mapping.borrowed += 1
@@ -499,9 +478,9 @@ cdef class RegionCore:
         if step == 1:
             return self.pread(max(0, stop - start), start)
         with memoryview(self) as view:
-            data = bytes(view[key])
+            key = bytes(view[key])
         self.opened().check()
-        return data
+        return key
 
     def __setitem__(self, key, value):
         cdef Py_ssize_t start, stop, step
@@ -512,8 +491,7 @@ cdef class RegionCore:
         with memoryview(value) as source:
             if source.nbytes != len(range(start, stop, step)):
                 raise ValueError(
-                    f"cannot put {source.nbytes} bytes in the place of {len(range(start, stop, step))}: a region's size "
-                    "changes by resize() alone"
+                    f"cannot put {source.nbytes} bytes in the place of {len(range(start, stop, step))}: use resize()"
                 )
             if step == 1:
                 self.pwrite(source, start)
@@ -539,7 +517,7 @@ cdef class RegionCore:
     def populate(self, Py_ssize_t offset=0, length=None, *, bint write=False):
         """Faults the pages of a range in (with `write`, ready to be written), with the GIL released."""
         cdef char *start = NULL
-        cdef Py_ssize_t size = 0, i
+        cdef Py_ssize_t size = 0, i = 0
         cdef int failed
         cdef Mapping mapping = self.opened()
         if write:
@@ -548,15 +526,14 @@ cdef class RegionCore:
         mapping.borrowed += 1
         with nogil:
             failed = errno if madvise(start, size, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ) != 0 else 0
-            if failed in (EINVAL, EFAULT):      # before Linux 5.14; pages that are gone, for which the touch leaves the mark
+            if failed == EINVAL or failed == EFAULT:    # before Linux 5.14; pages are gone: the touch leaves the mark
                 failed = 0
-                for i in range(0, size, PAGE):
+                while i < size and not kernel_lost(&mapping.lost):
                     if write:
                         fetch_or_seq_cst_u64(<uint64_t *>(start + i), 0)
                     else:
                         load_seq_cst_u64(<uint64_t *>(start + i))
-                    if kernel_lost(&mapping.lost):
-                        break
+                    i += PAGE
         mapping.borrowed -= 1
         mapping.check()
         if failed:

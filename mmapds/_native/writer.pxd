@@ -18,12 +18,15 @@ cdef class Writer(LeftRight):
     cdef uint64_t writing               # the fork epoch in which we are the writer; 0: we are not
     cdef Mapping target0, target1       # data_0 and data_1, writable
     cdef uint64_t stuck[2][16]          # slots whose grace is spent, by index
+    cdef bint any_stuck[2]
     cdef public bint _power
     cdef PyThread_type_lock mutex
     cdef uint64_t mutex_epoch
+    cdef unsigned long mutex_owner      # the thread that holds it, or 0
     cdef int lock_fd
 
     cdef int enter(self) except -1
+    cdef void leave(self) noexcept
     cdef object write_locked(self, char *source, Py_ssize_t size, object immutable, double grace)
     cdef uint64_t store(self, Mapping target, char *base, char *source, Py_ssize_t size, object immutable) except? 0
     cdef int sync_range(self, Mapping mapping, Py_ssize_t size) except -1

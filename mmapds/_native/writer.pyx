@@ -24,13 +24,14 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.pythread cimport (
-    NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, WAIT_LOCK,
+    NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_get_thread_ident,
+    PyThread_release_lock, WAIT_LOCK,
 )
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from mmapds._native.atomics cimport fence_seq_cst, fetch_add_seq_cst_u64, fetch_or_seq_cst_u64, store_seq_cst_u64
-from mmapds._native.kernel cimport kernel_clock_ns, kernel_sleep_ns, raise_errno
+from mmapds._native.kernel cimport deadline, kernel_clock_ns, kernel_sleep_ns, raise_errno
 from mmapds._native.leftright cimport (
     LeftRight, MMAPDS_LIMIT, MMAPDS_PAGE, leftright_pinned, leftright_publish, leftright_reclaim, mmapds_sync,
 )
@@ -89,6 +90,7 @@ cdef class Writer(LeftRight):
         fetch_add_seq_cst_u64(&self.sync.records[1].generation, 1)
         self.target0 = self.target1 = None
         memset(self.stuck, 0, sizeof(self.stuck))
+        self.any_stuck[0] = self.any_stuck[1] = False
         self.lock_fd = lock_fd
         self.writing = self.epoch[0]
 
@@ -127,17 +129,35 @@ cdef class Writer(LeftRight):
             raise_errno(failed, mapping.path)
         return 0
 
+    def _close(self):
+        """Waits for the thread that is writing, then ends the handle; True if no result holds a pin."""
+        self.enter()
+        try:
+            self._stop_writing()
+            return self.end()
+        finally:
+            self.leave()
+
     cdef int enter(self) except -1:
         """The in-process mutex of the writing half; a fork's child has a new one."""
+        cdef unsigned long thread = PyThread_get_thread_ident()
         if self.mutex is NULL or self.mutex_epoch != self.epoch[0]:
             self.mutex = PyThread_allocate_lock()
             if self.mutex is NULL:
                 raise MemoryError
             self.mutex_epoch = self.epoch[0]
+            self.mutex_owner = 0
+        if self.mutex_owner == thread:
+            raise RuntimeError("reentrant call: a signal handler or a codec cannot write or close what its thread is writing")
         if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
             with nogil:
                 PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+        self.mutex_owner = thread
         return 0
+
+    cdef void leave(self) noexcept:
+        self.mutex_owner = 0
+        PyThread_release_lock(self.mutex)
 
     def write_bytes(self, data, double grace=1.0):
         """Publishes a bytes-like object as the next version; returns a :class:`WriteResult`.
@@ -148,9 +168,11 @@ cdef class Writer(LeftRight):
         one. On any error (`OSError(ENOSPC)`, `MappingLost`, `DurabilityFailed`) nothing is published.
         """
         cdef Py_buffer view
-        self.check_open()
+        if not grace >= 0:
+            raise ValueError(f"grace {grace} is not a number of seconds")
         self.enter()
         try:
+            self.check_open()
             if not self.is_private and self.writing != self.epoch[0]:
                 self._become_writer()
             if type(data) is bytes:
@@ -161,7 +183,7 @@ cdef class Writer(LeftRight):
             finally:
                 PyBuffer_Release(&view)
         finally:
-            PyThread_release_lock(self.mutex)
+            self.leave()
 
     cdef object write_locked(self, char *source, Py_ssize_t size, object immutable, double grace):
         cdef mmapds_sync *sync = self.sync
@@ -174,6 +196,8 @@ cdef class Writer(LeftRight):
         if <uint64_t>size >= MMAPDS_LIMIT:
             raise ValueError(f"{size} bytes are too many: a value has less than 2**39 (549 GB)")
         if self.is_private:
+            if self.copied + 1 == 0:
+                raise OverflowError("the sequence is at 2**64 - 1")
             self.current_copy = immutable if immutable is not None else PyBytes_FromStringAndSize(source, size)
             self.copied += 1
             return result
@@ -187,10 +211,14 @@ cdef class Writer(LeftRight):
         if leftright_pinned(sync, index, 0) >= 0:
             room = self.make_room(index, grace)
             result.reset = room != FREE
+        elif self.any_stuck[index]:
+            memset(self.stuck[index], 0, sizeof(self.stuck[index]))
+            self.any_stuck[index] = False
+        if self.control.lost:           # the pins that were looked at, or V, may have been zeros for real ones
+            self.poison(self.control)
         target = self.target1 if index else self.target0
         if room == HELD or target is None or target.size - MMAPDS_PAGE < size:
-            self.control.check()
-            target = self._target(index, size, room == HELD)
+            target = self._data.target(index, size, room == HELD)
             if room != HELD:
                 # Perhaps somebody removed the file and this is another inode: whoever has a mapping of it maps anew.
                 fetch_add_seq_cst_u64(&sync.records[index].generation, 1)
@@ -199,7 +227,7 @@ cdef class Writer(LeftRight):
             self.durable(target, MMAPDS_PAGE + size)
         if room == HELD:
             try:
-                self._install(index)    # rename over data_<index>
+                self._data.install(index)    # rename over data_<index>
             except BaseException:
                 target = None           # which inode has the name now is not known
                 raise
@@ -228,8 +256,9 @@ cdef class Writer(LeftRight):
         else:
             memcpy(base, source, size)
         hash = xxh3_64_intdigest(immutable if immutable is not None else PyMemoryView_FromMemory(base, size, 0x100))
-        if target.lost or self.control.lost:
+        if target.lost:
             self.poison(target)
+        self.check_lost()
         return hash
 
     cdef int durable(self, Mapping mapping, Py_ssize_t size) except -1:
@@ -258,7 +287,7 @@ cdef class Writer(LeftRight):
         cdef mmapds_sync *sync = self.sync
         cdef uint64_t *stuck = self.stuck[index]
         cdef uint64_t still[16]
-        cdef int64_t start = kernel_clock_ns(), probed = 0, now, pause = 5000
+        cdef int64_t limit = deadline(grace), probed = 0, now, pause = 5000
         cdef bint dead = False, waiting, any_live, look
         cdef int slot, word
         while True:
@@ -285,8 +314,9 @@ cdef class Writer(LeftRight):
                 return RECLAIMED if dead else FREE
             if not waiting:
                 return HELD
-            if now - start >= <int64_t>(grace * 1e9):
+            if now >= limit:
                 memcpy(stuck, still, sizeof(still))
+                self.any_stuck[index] = True
                 return HELD
             with nogil:
                 kernel_sleep_ns(pause)

@@ -1,6 +1,6 @@
 """``mmapds inspect PATH``: what a file is, and what its header says.
 
-Reads and maps nothing that could change the file, and takes no locks.
+The file is read, never mapped, changed or locked.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
         help="print what a file is and what its header says",
         description="Print what any file of mmapds is, its header and its stored options.",
     )
-    parser.add_argument("path", metavar="PATH", help="the file")
+    parser.add_argument("path", metavar="PATH", help="the file, or the prefix of a Synchronizer")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Print `mmapds.files.describe` of the path; return 0."""
-    from mmapds import files
+    """Print `mmapds.inspection.describe` of the path; return 0."""
+    from mmapds import inspection
 
-    description = files.describe(args.path)
+    description = inspection.describe(args.path)
     out.emit(description, facts(description))
     return 0

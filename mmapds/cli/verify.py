@@ -1,4 +1,4 @@
-"""``mmapds verify PATH``: check every record, index entry and cursor of a file, without mapping it.
+"""``mmapds verify PATH``: check every record, index entry and cursor of a structure, without mapping it.
 
 Exit status 0: sound.  1: corrupt, or not a file of mmapds at all (a ruined header looks the same).
 2: there is no such file, or it cannot be opened.  For scripts the status is the answer.
@@ -23,18 +23,19 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
         "verify",
         parents=[common],
         help="check every byte that can be checked",
-        description="Check every record, index entry and cursor of a file, without mapping it.",
+        description="Check every record, index entry and cursor of the structure that a file belongs to, without "
+        "mapping it.",
         epilog="Exit status: 0 sound, 1 corrupt, 2 the path cannot be opened.",
     )
-    parser.add_argument("path", metavar="PATH", help="the file")
+    parser.add_argument("path", metavar="PATH", help="any file of the structure, or the prefix of a Synchronizer")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Print what `mmapds.files.verify` finds; return 0 if the file is sound and 1 if not."""
-    from mmapds import files
+    """Print what `mmapds.inspection.verify` finds; return 0 if all is sound and 1 if not."""
+    from mmapds import inspection
 
-    rows = [(str(f.severity), str(f.where), str(f.what)) for f in files.verify(args.path)]
+    rows = [(str(f.severity), str(f.where), str(f.what)) for f in inspection.verify(args.path)]
     sound = all(severity in HARMLESS for severity, _, _ in rows)
     columns = ("severity", "where", "what")
     data = {

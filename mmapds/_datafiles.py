@@ -1,0 +1,148 @@
+"""The two data files of a Synchronizer: found, checked, mapped, grown, replaced.
+
+A file that readers may hold is never made smaller and never changed in place while it is held; the writer's half
+decides when, this module does it. Files of the default protocol start with a header page that names the sync file they
+belong to; those of mmap-sync start with the data.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from mmapds import files
+from mmapds._native import kernel
+from mmapds._native.region import FLAGS, Mapping
+from mmapds.errors import CorruptionError, IncompatibleFormat
+
+_READ = FLAGS["READ"]
+_WRITE = FLAGS["READ"] | FLAGS["WRITE"]
+
+
+class CrateDataFiles:
+    """``<prefix>_data_0`` and ``_1`` as the crate mmap-sync makes them: 0640, exactly as large as their largest value."""
+
+    start = 0  # where the value begins
+    permissions = 0o640
+
+    def __init__(self, prefix: str, *, populate: bool) -> None:
+        self._prefix = prefix
+        self._flags = FLAGS["SHARED"] | (FLAGS["POPULATE"] if populate else 0)
+
+    def path(self, index: int) -> str:
+        return f"{self._prefix}_data_{index}"
+
+    def open(self, index: int, *, writable: bool) -> int:
+        """A descriptor of a data file that is ours."""
+        return files.open_regular(self.path(index), writable=writable)
+
+    def map(self, index: int, size: int) -> Mapping | None:
+        """The file as readers map it; None if it is missing, or too short for `size`."""
+        try:
+            fd = self.open(index, writable=False)
+        except FileNotFoundError:
+            return None
+        try:
+            length = os.fstat(fd).st_size
+            if length < self.start + max(size, 1):
+                return None
+            return Mapping(fd, length, _READ, self._flags, self.path(index))
+        finally:
+            os.close(fd)
+
+    def target(self, index: int, size: int, renew: bool) -> Mapping:  # noqa: ARG002 (these inodes stay)
+        """The file as the writer maps it, with room for `size`."""
+        try:
+            fd = self.open(index, writable=True)
+        except FileNotFoundError:
+            with files.unnamed(self.path(index), self.permissions) as (created, publish):
+                kernel.allocate(created, max(size, 1))
+                publish()
+            fd = self.open(index, writable=True)
+        return self._map_target(fd, index, max(size, 1))
+
+    def _map_target(self, fd: int, index: int, length: int) -> Mapping:
+        try:
+            kernel.allocate(fd, length)
+            return Mapping(fd, os.fstat(fd).st_size, _WRITE, self._flags, self.path(index))
+        finally:
+            os.close(fd)
+
+
+class DataFiles(CrateDataFiles):
+    """The same with a header page, 0600, in whole pages, and with inodes that can be replaced."""
+
+    start = kernel.PAGE
+
+    def __init__(self, prefix: str, control: files.OpenFile, *, populate: bool) -> None:
+        super().__init__(prefix, populate=populate)
+        self._control = control
+        self._durability = control.header.durability
+
+    def open(self, index: int, *, writable: bool) -> int:
+        path = self.path(index)
+        try:
+            fd = files.open_regular(path, writable=writable)
+        except FileNotFoundError:
+            self._control.check_path()  # are we looking at the place where the file was?
+            raise
+        try:
+            header = files.parse_header(os.pread(fd, kernel.PAGE, 0), path, "syncdata")
+            if header.parent != self._control.header.identity or header.options[0] != index:
+                self._control.check_path()
+                raise IncompatibleFormat(
+                    f"{path} belongs to another Synchronizer than {self._control.path}: were some of the three files "
+                    "replaced? It is left as it is; remove it if it is a leftover."
+                )
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def target(self, index: int, size: int, renew: bool) -> Mapping:
+        """With `renew`, a new inode that `install` will give the name; it grows by a quarter at least."""
+        fd = -1
+        if not renew:
+            with suppress(FileNotFoundError):
+                fd = self.open(index, writable=True)
+        if fd >= 0:
+            old = os.fstat(fd).st_size
+            wanted = kernel.PAGE + size
+            length = old if wanted <= old else _whole_pages(max(wanted, old + old // 4))
+            return self._map_target(fd, index, length)
+        name = self._new_name(index) if renew else self.path(index)
+        page = files.new_header(
+            "syncdata", durability=self._durability, options=(index,), parent=self._control.header.identity
+        )
+        length = _whole_pages(kernel.PAGE + max(size, 1))
+        if renew:
+            self.discard(index)
+        files.create(name, page, length, durability=self._durability)
+        return self._map_target(files.open_regular(name, writable=True), index, length)
+
+    def install(self, index: int) -> None:
+        """Gives the new inode the name of the data file, for readers who look for it from now on."""
+        os.rename(self._new_name(index), self.path(index))
+        if self._durability == "power":
+            files.sync_directory(self.path(index))
+
+    def discard(self, index: int) -> None:
+        """Removes what a writer that died before `install` has left."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._new_name(index))
+
+    def set_aside(self, index: int) -> None:
+        """A file that nobody reads, and whose header did not survive, would stop the writer: it gets another name."""
+        try:
+            os.close(self.open(index, writable=True))
+        except FileNotFoundError:
+            pass
+        except (CorruptionError, IncompatibleFormat):
+            os.rename(self.path(index), self.path(index) + ".damaged")
+
+    def _new_name(self, index: int) -> str:
+        return self.path(index) + ".new"
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // kernel.PAGE) * kernel.PAGE

@@ -1,0 +1,105 @@
+"""A run as tables: for a terminal, and as Markdown for the documentation.
+
+``python -m mmapds.bench.report RUN.json`` prints the Markdown; docs/benchmarks.md holds it word for word, and a test
+compares the two, so that no figure there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmapds.cli.output import Table
+
+__all__ = ["markdown", "nanoseconds", "tables"]
+
+_ROWS = ("what", "time", "compared with", "time", "ratio", "target", "met")
+_PEERS = ("another way", "time", "mmapds", "time", "times as long")
+
+
+def tables(results: dict[str, Any]) -> Sequence[Table]:
+    """The promises, the peers, and what the run ran on."""
+    return (
+        Table(_ROWS, [_row(row) for row in results["rows"]], "Promises: ratios within this run"),
+        Table(_PEERS, [_peer(peer) for peer in results["peers"]], "Peers"),
+        Table((), _facts(results), "The run"),
+    )
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The same three tables, in Markdown."""
+    return "\n".join(_markdown(table) for table in tables(results))
+
+
+def nanoseconds(value: float) -> str:
+    """A time for people: three digits.
+
+    >>> [nanoseconds(t) for t in (8.914, 231.2, 60_120.0, 1_234_000.0)]
+    ['8.91 ns', '231 ns', '60.1 µs', '1.23 ms']
+    """
+    for unit in ("ns", "µs", "ms"):  # noqa: B007 - the last one is used below
+        if value < 999.5:
+            break
+        value /= 1000
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"
+
+
+def _time(value: float | None) -> str | None:
+    return None if value is None else nanoseconds(value)
+
+
+def _row(row: dict[str, Any]) -> list[object]:
+    head = [row["what"], _time(row["measured_ns"]), row["against"], _time(row["reference_ns"])]
+    if row["skipped"]:
+        return [*head, None, row["target"], f"not measured: {row['skipped']}"]
+    return [*head, f"{row['ratio']:.2f}", row["target"], "yes" if row["met"] else "NO"]
+
+
+def _peer(peer: dict[str, Any]) -> list[object]:
+    if peer["skipped"]:
+        return [peer["what"], f"not measured: {peer['skipped']}", peer["ours"], None, None]
+    ratio = peer["ratio"]
+    shown = f"{ratio:.2f}" if ratio < 9.995 else f"{ratio:,.0f}"
+    return [peer["what"], _time(peer["ns"]), peer["ours"], _time(peer["ours_ns"]), shown]
+
+
+def _facts(results: dict[str, Any]) -> list[list[object]]:
+    machine, others = results["machine"], results["others"]
+    cores = f"{machine['usable_cores']} of {machine['cores']} processors"
+    systems = results["file_systems"]
+    return [
+        ["unit U", nanoseconds(results["unit_ns"])],
+        ["processor", f"{machine['cpu']} ({machine['architecture']}), {cores}"],
+        ["machine", f"{'virtual, ' if machine['virtual'] else ''}{machine['memory_gib']} GiB of memory"],
+        ["kernel", results["kernel"]],
+        ["file systems", ", ".join(f"{name}: {system or 'none'}" for name, system in systems.items())],
+        ["versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())],
+        ["used by others", f"{others['others_percent']} % of the processors; {others['stolen_percent']} % stolen"],
+        ["noise", f"{_noise(results):.0%} (median slice above best slice, calls of nanoseconds)"],
+        ["run", f"{results['started']}, {others['seconds']} s{', quick' if results['quick'] else ''}"],
+    ]
+
+
+def _noise(results: dict[str, Any]) -> float:
+    """The middle one of the rows that compare with U."""
+    found = sorted(row["noise"] for row in results["rows"] if "(U)" in row["against"] and row["noise"] is not None)
+    return float(found[len(found) // 2])
+
+
+def _markdown(table: Table) -> str:
+    columns = table.columns or ("", "")
+    lines = [f"**{table.title}**", "", _line(columns), _line(["---"] * len(columns))]
+    lines += [_line(["" if cell is None else str(cell) for cell in row]) for row in table.rows]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

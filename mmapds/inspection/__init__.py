@@ -1,0 +1,107 @@
+"""What a file of mmapds is, and whether it is sound: without mapping it, changing it, or taking a lock.
+
+Promise
+    `describe` says what any file of ours is and what its header says. `verify` checks every header, record, size,
+    cross-reference and checksum of the structure that a path belongs to, and returns what it found: an "error" is
+    corruption (somebody will trip over it), a "warning" is wrong and harms nobody yet, a "note" is worth knowing and
+    normal after a death (half a value in the inactive file, a slot of a dead process). A structure that is sound has no
+    findings. Both work beside a busy writer and never take its traces for corruption: what depends on the version is
+    believed only if the version is the same before and after; otherwise they look again.
+
+    Bytes are untrusted: each length is read once and checked before it is used, values are hashed in pieces of 1 MiB,
+    and a file that shrinks meanwhile is a finding and not a SIGBUS.
+
+Prior art
+    ``bbolt check``, ``journalctl --verify``, ``btrfs scrub``; sortedcontainers' ``_check()``.
+
+Rejected
+    Checking through the structure itself: it stops at the first fault, takes a slot, and may recover what one wanted to
+    look at. A repair mode: opening is the recovery, and what that cannot mend needs a copy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+from mmapds import files
+from mmapds.inspection import _crate, _sync, _sync_check
+from mmapds.inspection._base import Finding, Report, described_header, first_page, opened
+from mmapds.region import StrPath
+
+__all__ = ["Finding", "describe", "verify"]
+
+_NAME = re.compile(r"(.+)_(sync|state|data_[01])", re.DOTALL)
+
+
+def describe(path: StrPath) -> dict[str, object]:
+    """What the file at `path` is and what its header says, in words; a prefix stands for its control file.
+
+    Changes nothing and needs no write permission. A writer may be at work: then words that are not of one record may be
+    of two moments. Raises IncompatibleFormat for what is not ours, CorruptionError for a damaged header,
+    FileNotFoundError.
+    """
+    path = _resolve(os.fspath(path))
+    protocol, prefix, part = _place(path)
+    if protocol == "mmap-sync":
+        return _crate.describe_state(path) if part == "state" else _crate.describe_data(path, prefix, int(part[-1]))
+    with opened(path) as fd:
+        header = files.parse_header(first_page(fd), path)
+        common = described_header(fd, path, header)
+        if header.kind == "sync":
+            return common | _sync.described_control(fd, path, header)
+        if header.kind == "syncdata":
+            return common | _sync.described_data(fd, prefix, header)
+        return common
+
+
+def verify(path: StrPath) -> list[Finding]:
+    """Everything that is wrong with the structure that `path` (one of its files, or its prefix) belongs to.
+
+    The worst first; empty if it is sound. Raises IncompatibleFormat if nothing there is ours, or if it is of another
+    format; FileNotFoundError, PermissionError. Reads the whole value: some seconds for each 10 GB.
+    """
+    path = _resolve(os.fspath(path))
+    protocol, prefix, _ = _place(path)
+    if protocol == "mmap-sync":
+        return _crate.verify(prefix)
+    if prefix:
+        return _sync_check.verify(prefix)
+    with opened(path) as fd:
+        header = files.parse_header(first_page(fd), path)
+    report = Report()
+    report.note(
+        os.path.basename(path),
+        f"is of kind {header.kind!r} and has a name of its own, so that the files beside it are not known: only its "
+        "header was checked",
+    )
+    return report.findings()
+
+
+def _resolve(path: str) -> str:
+    """The file that a path or a prefix means."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        return path
+    for suffix in ("_sync", "_state"):
+        if os.path.lexists(path + suffix):
+            return path + suffix
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise FileNotFoundError(errno.ENOENT, "no such file, and no Synchronizer of that prefix", path)
+
+
+def _place(path: str) -> tuple[str, str, str]:
+    """(protocol, prefix, part) of a file; the prefix is empty if the name is not one that a structure gives."""
+    with opened(path) as fd:
+        ours = os.pread(fd, len(files.MAGIC), 0) == files.MAGIC
+        size = os.fstat(fd).st_size
+    match = _NAME.fullmatch(path)
+    if match is None:
+        return "mmapds", "", ""
+    prefix, part = match[1], match[2]
+    if part == "state":
+        return ("mmapds", "", "") if ours or size not in (0, _crate.STATE_SIZE) else ("mmap-sync", prefix, part)
+    if part != "sync" and not ours and not os.path.lexists(prefix + "_sync"):
+        return ("mmap-sync", prefix, part) if os.path.lexists(prefix + "_state") else ("mmapds", "", "")
+    return "mmapds", prefix, part
