@@ -269,7 +269,7 @@ class OpenFile:
         check_same(self.fd, self.path)
 
     def same_origin(self) -> bool:
-        """Whether the volatile words were last valid on this boot, and in this very file, not one it was copied from."""
+        """Whether the volatile words were last valid on this boot, and in this very file, not in what it is a copy of."""
         status = os.fstat(self.fd)
         expected = boot_id() + status.st_dev.to_bytes(8, "little") + status.st_ino.to_bytes(8, "little")
         return os.pread(self.fd, 32, ORIGIN.start) == expected
@@ -298,8 +298,8 @@ class OpenFile:
     def settled(self) -> bool:
         """For those who may not write: whether the volatile words can be trusted as they are.
 
-        They can if this boot wrote them, or if somebody lives in the file who has seen to it. A recoverer takes byte 0 and
-        then all others: so life is looked for first, then byte 0 (a recovery has begun), then the origin again.
+        They can if this boot wrote them, or if somebody lives in the file who has seen to it. A recoverer takes byte 0
+        and then all others: so life is looked for first, then byte 0 (a recovery has begun), then the origin again.
         """
         if self.same_origin():
             return True

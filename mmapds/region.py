@@ -261,7 +261,7 @@ class Region(Stream):
             raise ValueError(f"{self.path or 'the region'} was opened with fixed_size=True")
         with self._exclusive():
             old = len(self)
-            mapping: Mapping = self._mapping
+            mapping = self._mapping
             mapping.ensure()
             if size is None:
                 size = self._file.size if self.mode == "readonly" else old + min(old, self.growth_limit)
@@ -354,7 +354,6 @@ class Region(Stream):
         if self.mode != "shared":
             raise ValueError(f"mode={self.mode!r}: a lock is shared memory; open the region with mode='shared'")
         with self._exclusive():
-            len(self)
             return Lock(self._mapping, offset, self._file.owners())
 
     # ---- the end ------------------------------------------------------------------------------------------------

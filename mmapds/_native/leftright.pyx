@@ -311,6 +311,8 @@ cdef class LeftRight:
             # The version changed while we mapped: what we mapped may be the writer's next inode.
             result.unpin()
             self.check_open()
+            if self.registered != self.epoch[0]:
+                raise ForkedHandle("this process was forked while its parent was reading: read again")
             index = leftright_pin(self.sync, self.pins, &version)
             if index < 0:
                 self._not_initialised()
@@ -326,7 +328,8 @@ cdef class LeftRight:
         # Each word is read once: the file may be hostile.
         cdef uint64_t sequence = load_relaxed_u64(&record.sequence), size = load_relaxed_u64(&record.size)
         cdef uint64_t hash = load_relaxed_u64(&record.hash), check = load_relaxed_u64(&record.check)
-        cdef uint64_t generation = load_seq_cst_u64(&record.generation)     # before the file is opened: pairs with write_locked
+        # Before the file is opened: pairs with write_locked.
+        cdef uint64_t generation = load_seq_cst_u64(&record.generation)
         cdef Mapping mapping
         # Held until the end: an unmapping lets go of the GIL, and the fields below must change as one.
         cdef Mapping old_map = self.current_map, old0 = self.map0, old1 = self.map1

@@ -358,6 +358,7 @@ cdef class AtomicInt64:
         return f"<AtomicInt64 {self.load()}>"
 
 
+@cython.auto_pickle(False)
 cdef class RegionCore:
 
     cdef int use(self, Mapping mapping) except -1:
@@ -374,7 +375,7 @@ cdef class RegionCore:
 
     @property
     def _mapping(self):
-        return self.mapping
+        return self.opened()
 
     cdef Mapping opened(self):
         if self.mapping is None:

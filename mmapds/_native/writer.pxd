@@ -31,6 +31,7 @@ cdef class Writer(LeftRight):
     cdef uint64_t store(self, Mapping target, char *base, char *source, Py_ssize_t size, object immutable) except? 0
     cdef int sync_range(self, Mapping mapping, Py_ssize_t size) except -1
     cdef int durable(self, Mapping mapping, Py_ssize_t size) except -1
+    cdef int check_writer(self) except -1
     cdef void aim(self, int index, Mapping target) noexcept
     cdef bint mine(self, int slot) noexcept
     cdef int make_room(self, int index, double grace) except -1

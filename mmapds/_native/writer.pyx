@@ -39,7 +39,7 @@ from mmapds._native.region cimport Mapping
 
 from xxhash import xxh3_64_intdigest
 
-from mmapds.errors import DurabilityFailed
+from mmapds.errors import DurabilityFailed, ForkedHandle
 
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -148,7 +148,7 @@ cdef class Writer(LeftRight):
             self.mutex_epoch = self.epoch[0]
             self.mutex_owner = 0
         if self.mutex_owner == thread:
-            raise RuntimeError("reentrant call: a signal handler or a codec cannot write or close what its thread is writing")
+            raise RuntimeError("reentrant call: a signal handler cannot write or close what its own thread is writing")
         if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
             with nogil:
                 PyThread_acquire_lock(self.mutex, WAIT_LOCK)
@@ -222,6 +222,7 @@ cdef class Writer(LeftRight):
             if room != HELD:
                 # Perhaps somebody removed the file and this is another inode: whoever has a mapping of it maps anew.
                 fetch_add_seq_cst_u64(&sync.records[index].generation, 1)
+        self.check_writer()
         hash = self.store(target, target.base + MMAPDS_PAGE, source, size, immutable)
         if self._power:
             self.durable(target, MMAPDS_PAGE + size)
@@ -236,11 +237,12 @@ cdef class Writer(LeftRight):
                 fetch_add_seq_cst_u64(&sync.records[index].generation, 1)
                 self.aim(index, target)
         self.aim(index, target)
+        self.check_writer()
         leftright_publish(sync, sequence, size, hash)
         if self._power:
             self.durable(self.control, 2 * MMAPDS_PAGE)
-            if sync.header.failed:
-                self._set_failed(False)
+        if sync.header.failed:
+            self._set_failed(False)
         if self.control.lost:
             self.poison(self.control)
         return result
@@ -270,6 +272,12 @@ cdef class Writer(LeftRight):
                 f"{mapping.path}: the disk did not take what was written ({error.strerror}); nothing of this Synchronizer "
                 "is trusted until a write() has succeeded. Check the disk, then write again."
             ) from error
+        return 0
+
+    cdef int check_writer(self) except -1:
+        """A signal handler may have forked in the middle of a write: the child goes on here, and is not the writer."""
+        if self.writing != self.epoch[0]:
+            raise ForkedHandle("this process was forked while its parent was writing: the write is the parent's")
         return 0
 
     cdef void aim(self, int index, Mapping target) noexcept:
@@ -322,3 +330,4 @@ cdef class Writer(LeftRight):
                 kernel_sleep_ns(pause)
             pause = min(2 * pause, 1000000)
             PyErr_CheckSignals()
+            self.check_writer()

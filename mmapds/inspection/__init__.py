@@ -42,7 +42,7 @@ def describe(path: StrPath) -> dict[str, object]:
     of two moments. Raises IncompatibleFormat for what is not ours, CorruptionError for a damaged header,
     FileNotFoundError.
     """
-    path = _resolve(os.fspath(path))
+    path = _resolve(os.fsdecode(path))
     protocol, prefix, part = _place(path)
     if protocol == "mmap-sync":
         return _crate.describe_state(path) if part == "state" else _crate.describe_data(path, prefix, int(part[-1]))
@@ -62,7 +62,7 @@ def verify(path: StrPath) -> list[Finding]:
     The worst first; empty if it is sound. Raises IncompatibleFormat if nothing there is ours, or if it is of another
     format; FileNotFoundError, PermissionError. Reads the whole value: some seconds for each 10 GB.
     """
-    path = _resolve(os.fspath(path))
+    path = _resolve(os.fsdecode(path))
     protocol, prefix, _ = _place(path)
     if protocol == "mmap-sync":
         return _crate.verify(prefix)

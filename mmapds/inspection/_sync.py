@@ -91,6 +91,7 @@ def record_check(sequence: int, size: int, digest: int, identity: bytes) -> int:
 
 
 def sequence_of(fd: int) -> int:
+    """The commit word now."""
     return int.from_bytes(os.pread(fd, 8, _SEQUENCE), "little")
 
 

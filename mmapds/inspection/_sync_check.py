@@ -123,7 +123,7 @@ class _Look:
         ends = tuple((o + SLOT.size, o + SLOT_SIZE) for o in range(SLOTS_AT, kernel.SYNC_SIZE, SLOT_SIZE))
         check_zero(report, where, control.page, ends)
         if control.waiters > 1:
-            report.warning(where, f"the waiters word is {control.waiters}, expected 0 or 1", passing=True)
+            report.warning(where, f"the waiters word is {control.waiters}, expected 0 or 1")
         self.writing = kernel.locked(fd, kernel.LOCK_WRITER)
         self.foreign = not _same_origin(fd, header) and not kernel.locked(fd, kernel.LOCK_OPEN, 0)
         if self.foreign:
@@ -284,10 +284,12 @@ class _Look:
         if newest:
             if newest != version:
                 self.report.warning(
-                    where, f"version {version} cannot be recovered; the next to open it goes back to {newest}"
+                    where,
+                    f"version {version} cannot be recovered; the next to open it goes back to {newest}",
+                    passing=True,
                 )
         elif version or not all(record.empty for record in control.records):
-            self.report.error(where, f"neither version {version} nor the one before matches its checksum")
+            self.report.error(where, f"neither version {version} nor the one before matches its checksum", passing=True)
 
 
 def _same_origin(fd: int, header: files.Header) -> bool:
