@@ -316,14 +316,12 @@ class OpenFile:
         """Whom to name in WriterBusy."""
         return parse_header(os.pread(self.fd, kernel.PAGE, 0), self.path).holder
 
-    def close(self) -> None:
-        """Closes both descriptors. Idempotent."""
-        if self.locks is not None:
-            self.locks.close()
-            self.locks = None
+    def close(self, _close: Callable[[int], None] = os.close) -> None:
+        """Closes the descriptor, and lets go of the one for locking, which a reader's slot may still need. Idempotent."""
+        self.locks = None
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            _close(fd)
 
     def __del__(self) -> None:
         self.close()

@@ -34,7 +34,6 @@ from mmapds._native import kernel
 from mmapds._native.lockword import Lock
 from mmapds._native.region import FLAGS, Mapping
 from mmapds._stream import Stream
-from mmapds.errors import Closed
 
 __all__ = ["Mode", "Region", "StrPath", "check_mode"]
 
@@ -72,6 +71,7 @@ class Region(Stream):
     _warn: bool
     _mutex: threading.RLock
     _changing: bool
+    _older: list[Mapping]
     _epoch: int
 
     @classmethod
@@ -213,6 +213,7 @@ class Region(Stream):
         self._warn = False
         self._mutex = threading.RLock()
         self._changing = False
+        self._older = []
         self._epoch = kernel.fork_count()
         return self
 
@@ -249,9 +250,8 @@ class Region(Stream):
         Without a size: twice as long up to `growth_limit`, by `growth_limit` from there. Growing keeps the address if
         it can; a view made before stays valid either way, and in mode ``shared`` shows the same bytes. Shrinking cuts
         the file: views made before keep what was there, as copies (pages wholly behind the new end; the rest of the
-        page with the end in it becomes zeros), and other processes that map the part cut off get `MappingLost`. A full
-        disk raises OSError(ENOSPC), with nothing changed. Processes that resize one file take turns, under a kernel
-        lock.
+        page with the end in it becomes zeros); other processes that map the part cut off get `MappingLost`. A full disk
+        raises OSError(ENOSPC), with nothing changed. Processes that resize one file take turns, under a kernel lock.
 
         A ``readonly`` region follows a file that others have resized (without a size: to what it is now). A ``private``
         one grows by zeros, in this process only; it raises BufferError if bytes that a view or an atomic shows would
@@ -282,12 +282,7 @@ class Region(Stream):
                     self._file.allocate(size)
                     self._enlarge(mapping, old, size)
                 else:
-                    self._use(self._file.map(size), True)
-                    try:
-                        mapping.cut(self._file.fd, size, self._file.flags)
-                    except OSError:
-                        self._use(mapping, True)
-                        raise
+                    self._shrink(mapping, size)
             return size
 
     def _enlarge(self, mapping: Mapping, old: int, size: int) -> None:
@@ -295,7 +290,25 @@ class Region(Stream):
         if size > old and mapping.grow_in_place(file.fd, size, file.flags, file.lock_memory):
             self._use(mapping, True)
         else:
-            self._use(file.map(size), True)
+            self._replace(mapping, size)
+
+    def _replace(self, mapping: Mapping, size: int) -> None:
+        self._use(self._file.map(size), True)
+        self._older = [old for old in (*self._older, mapping) if old.borrows]  # now, when there are no new borrowers
+
+    def _shrink(self, mapping: Mapping, size: int) -> None:
+        file = self._file
+        copied: list[tuple[Mapping, int, int]] = []
+        self._replace(mapping, size)
+        try:
+            copied.extend((old, *span) for old in self._older if (span := old.detach(size)))
+            os.ftruncate(file.fd, size)
+        except BaseException:
+            if file.size > size:
+                for old, start, end in copied:
+                    old.attach(file.fd, file.flags, start, end)
+                self._use(mapping, True)
+            raise
 
     def _resize_private(self, mapping: Mapping, old: int, size: int) -> int:
         flags = FLAGS["PRIVATE"] | FLAGS["ANONYMOUS"]
@@ -323,12 +336,11 @@ class Region(Stream):
         before you flush again. Does nothing in modes ``private`` and ``readonly``, which have nothing to write.
         """
         start, end = self._range(offset, length)
-        if self.mode != "shared" or self.path is None:
-            return
-        if wait:
-            self._msync(start, end - start)
-        else:
-            kernel.start_writeback(self._file.fd, start, end - start)
+        if self.mode == "shared" and self.path is not None:
+            if wait:
+                self._msync(start, end - start)
+            else:
+                kernel.start_writeback(self._file.fd, start, end - start)
 
     def advise(self, advice: str, offset: int = 0, length: int | None = None) -> None:
         """Tells the kernel how a range will be used (madvise): "normal", "random", "sequential", "willneed",
@@ -362,12 +374,12 @@ class Region(Stream):
         """Lets go of the mapping; idempotent. It stays mapped as long as a view or an atomic of it is alive."""
         with self._exclusive():
             self._use(None, False)
+            self._older = []
             self._warn = False
             self._file.close()
 
     def __enter__(self) -> Self:
-        if self.closed:
-            raise Closed("this region is closed")
+        len(self)
         return self
 
     def __exit__(

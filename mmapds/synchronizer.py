@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -104,7 +106,7 @@ class Synchronizer(Writer):
         self._path = self.prefix + "_sync"
         self._retry = 0.0
         self._foreign = False
-        self._registering: dict[int, threading.RLock] = {}
+        self._mutexes: dict[int, threading.RLock] = {}
         self._file = self._open_file(codec, schema, durability)
         try:
             header = self._file.header
@@ -220,14 +222,22 @@ class Synchronizer(Writer):
             control = Mapping(self._file.fd, kernel.SYNC_SIZE, _READ, FLAGS["SHARED"], self._path)
             self._open(control, verify=self._verifies, unregistered=True)
 
+    def _registering(self) -> threading.RLock:
+        """Excludes close() while a thread takes a slot.
+
+        Not the mutex of the writing half, which a thread may hold for as long as its grace; and one for each fork,
+        because the parent's may be held by a thread that this process does not have.
+        """
+        return self._mutexes.setdefault(kernel.fork_count(), threading.RLock())
+
     def _register(self) -> bool:
         """Takes a slot; False if there is none, and then for a while."""
         now = time.monotonic()
         if now < self._retry:
             return False
-        # A lock of its own, because a writing thread may hold the writing half's for as long as its grace; a new one for
-        # each fork, because the parent's may be held by a thread that this process does not have.
-        with self._registering.setdefault(kernel.fork_count(), threading.RLock()):
+        with self._registering():
+            if self._is_closed:
+                raise Closed("this Synchronizer is closed")
             locks = self._file.live_locks()
             with locks.held(kernel.LOCK_OPEN, shared=True):  # nobody resets the slots meanwhile
                 found = self._take_slot(locks)
@@ -300,7 +310,12 @@ class Synchronizer(Writer):
     # ---- the end ------------------------------------------------------------------------------------------------
 
     def _check_path(self) -> None:
-        self._file.check_path()
+        try:
+            self._file.check_path()
+        except OSError:
+            if self._is_closed:  # by another thread, while this one waits
+                raise Closed("this Synchronizer is closed") from None
+            raise
 
     def _let_go(self) -> None:
         """A poisoned handle gives up what others wait for."""
@@ -308,19 +323,15 @@ class Synchronizer(Writer):
         if self._file.locks is not None:
             self._file.locks.close()
 
-    def _release_slot(self) -> None:
-        """After close(), when the last result has gone."""
-        self._detach()
-        self._file.close()
-
     def close(self) -> None:
         """Ends this handle; idempotent. Results that are still held, and their views, stay valid until they go."""
         if self._is_closed:
             return
-        if self._close():
-            self._release_slot()
-        elif self._file.locks is not None:
-            self._file.locks.unlock(kernel.LOCK_WRITER)  # results are held: only the slot's byte stays locked
+        with self._registering():
+            self._close()
+            if self._file.locks is not None:
+                self._file.locks.unlock(kernel.LOCK_WRITER)  # the slot's byte stays locked as long as a result is held
+            self._file.close()
 
     def check(self) -> None:
         """Checks every invariant of the files, and changes nothing; `CorruptionError` says which one is broken."""
@@ -340,8 +351,8 @@ class Synchronizer(Writer):
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if not self._is_closed:
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not self._is_closed and not _finalizing():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

@@ -108,11 +108,12 @@ static inline int leftright_pinned(const mmapds_sync *sync, int index, int start
 }
 
 /* The caller has locked the slot's byte: recover what still names the slot, then announce it. */
-static inline void leftright_attach(mmapds_sync *sync, int slot)
+static inline void leftright_attach(mmapds_sync *sync, int slot, uint64_t pid)
 {
     mmapds_slot *mine = &sync->slots[slot];
     store_seq_cst_u64(&mine->pins[0], 0);
     store_seq_cst_u64(&mine->pins[1], 0);
+    store_relaxed_u64(&mine->pid, pid);
     store_relaxed_u64(&mine->incarnation, load_relaxed_u64(&mine->incarnation) + 1);
     fetch_or_seq_cst_u64(&sync->in_use[slot / 64], (uint64_t)1 << (slot % 64));
 }

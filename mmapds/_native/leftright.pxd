@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from mmapds._native.kernel cimport LockFile
 from mmapds._native.region cimport Mapping
 
 
@@ -37,13 +38,31 @@ cdef extern from "leftright.h" nogil:
     int leftright_pin(const mmapds_sync *sync, uint64_t *pins, uint64_t *version)
     void leftright_unpin(uint64_t *pins, int index)
     int leftright_pinned(const mmapds_sync *sync, int index, int start)
-    void leftright_attach(mmapds_sync *sync, int slot)
+    void leftright_attach(mmapds_sync *sync, int slot, uint64_t pid)
     void leftright_detach(mmapds_sync *sync, int slot)
     int leftright_reclaim(mmapds_sync *sync, int slot, int fd)
     void leftright_publish(mmapds_sync *sync, uint64_t sequence, uint64_t size, uint64_t hash)
 
 
 cdef class ReadResult
+
+
+cdef class Pins:
+    """What a result gives its pin back to. Not known to the collector, which could clear it before the result."""
+    cdef Mapping control                # keeps the words mapped
+    cdef uint64_t registered            # the fork epoch in which the pins are ours
+    cdef const uint64_t *epoch
+    cdef void unpin(self, int index) noexcept
+
+
+cdef class Slot(Pins):
+    """A reader's slot: its byte is locked, and its bit set, as long as a handle or a result refers to this."""
+    cdef mmapds_sync *sync
+    cdef uint64_t *pins                 # NULL when the slot may be somebody else's by now
+    cdef int number
+    cdef LockFile locks
+    cdef bint ended                     # the handle has gone; the slot goes with the last pin
+    cdef void end(self) noexcept
 
 
 cdef class LeftRight:
@@ -53,10 +72,9 @@ cdef class LeftRight:
     cdef const uint64_t *word           # the version: V
     cdef const uint64_t *failed         # the durability-failed word
     cdef const uint64_t *epoch          # of forks
-    cdef uint64_t *pins                 # our slot's, or NULL: not registered (yet)
-    cdef uint64_t registered            # the fork epoch in which it was
-    cdef readonly int slot
-    cdef Py_ssize_t live                # results that hold a pin
+    cdef Slot seat                      # our slot, or None: not registered (yet)
+    cdef uint64_t *pins                 # the slot's, or NULL
+    cdef uint64_t registered            # the fork epoch in which it was taken
     cdef Mapping map0, map1             # data_0 and data_1 as readers see them
     cdef uint64_t generations[2]
     cdef uint64_t current               # the version that the next three describe; 0: none
@@ -85,7 +103,7 @@ cdef class LeftRight:
     cdef int refuse(self, ReadResult result) except -1
     cdef int poison(self, Mapping mapping) except -1
     cdef int check_lost(self) except -1
-    cdef int end(self) except -1
+    cdef void leave_slot(self) noexcept
     cdef int settle(self, ReadResult result, uint64_t version) except -1
     cdef int switch(self, ReadResult result, uint64_t version) except -1
     cdef int check_record(self, uint64_t version, uint64_t sequence, uint64_t size, uint64_t hash,
@@ -95,22 +113,22 @@ cdef class LeftRight:
     cdef int verify_hash(self, Mapping mapping, char *base, Py_ssize_t size, uint64_t hash, uint64_t version) except -1
     cdef int hold(self, ReadResult result, bytes data, uint64_t version) except -1
     cdef int copy(self, ReadResult result) except -1
-    cdef int unpin(self, int index, uint64_t registered) except -1
 
 
 cdef class ReadResult:
     """One version, held until it is released and the last buffer exported from it is gone."""
-    cdef LeftRight owner
+    cdef LeftRight owner                # for its codec
+    cdef Pins pins                      # whom to give the pin back to
+    cdef bint pinned
     cdef Mapping mapping
     cdef bytes held
     cdef char *base
     cdef Py_ssize_t size
     cdef readonly uint64_t version
-    cdef uint64_t registered            # 0: no pin
     cdef int index
     cdef Py_ssize_t exports
     cdef readonly bint switched
     cdef readonly bint copied
     cdef bint released
-    cdef int unpin(self) except -1
+    cdef void unpin(self) noexcept
     cdef int usable(self) except -1

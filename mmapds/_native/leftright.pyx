@@ -21,6 +21,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory, PyMemoryView_FromObject
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from posix.unistd cimport getpid
 
 from mmapds._native.atomics cimport (
     fence_acquire, load_acquire_u64, load_relaxed_u64, load_seq_cst_u64, store_seq_cst_u32, store_seq_cst_u64,
@@ -41,6 +42,36 @@ cdef int64_t POLL = 500000              # ns: readers that cannot say that they 
 
 # ---- results -------------------------------------------------------------------------------------------------------
 
+@cython.no_gc
+cdef class Pins:
+
+    cdef void unpin(self, int index) noexcept:
+        pass
+
+
+@cython.final
+@cython.no_gc
+cdef class Slot(Pins):
+
+    cdef void unpin(self, int index) noexcept:
+        # In a fork's child the pin, and the slot, are the parent's.
+        if self.registered == self.epoch[0] and self.pins is not NULL:
+            leftright_unpin(self.pins, index)
+            if self.ended:
+                self.end()
+
+    cdef void end(self) noexcept:
+        """The handle has gone: gives the slot back, now or with the last pin."""
+        self.ended = True
+        if self.registered == self.epoch[0] and self.pins is not NULL and self.pins[0] + self.pins[1] == 0:
+            leftright_detach(self.sync, self.number)        # the bit goes before the byte is unlocked
+            self.pins = NULL
+            self.locks = None
+
+    def __dealloc__(self):
+        self.end()
+
+
 @cython.final
 @cython.freelist(16)
 @cython.no_gc_clear
@@ -52,20 +83,18 @@ cdef class ReadResult:
     """
 
     def __dealloc__(self):
-        if self.registered:
-            self.unpin()
+        if self.pinned:
+            self.pins.unpin(self.index)
 
-    cdef int unpin(self) except -1:
-        cdef uint64_t registered = self.registered
-        self.registered = 0
-        if registered:
-            self.owner.unpin(self.index, registered)
-        return 0
+    cdef void unpin(self) noexcept:
+        if self.pinned:
+            self.pinned = False
+            self.pins.unpin(self.index)
 
     cdef int usable(self) except -1:
         if self.released:
             raise Closed("this result was released: read again")
-        if self.registered and self.registered != self.owner.epoch[0]:
+        if self.pinned and self.pins.registered != self.pins.epoch[0]:
             raise ForkedHandle("this result belongs to the parent of this process: read again")
         if self.mapping is not None:
             self.mapping.check()
@@ -94,7 +123,7 @@ cdef class ReadResult:
     def release(self):
         """Lets go of the version, now or with the last view of it. Idempotent."""
         self.released = True
-        if self.exports == 0 and self.registered:
+        if self.exports == 0:
             self.unpin()
 
     def __enter__(self):
@@ -102,7 +131,7 @@ cdef class ReadResult:
 
     def __exit__(self, kind, value, traceback):
         self.released = True
-        if self.exports == 0 and self.registered:
+        if self.exports == 0:
             self.unpin()
 
     def __len__(self):
@@ -118,11 +147,11 @@ cdef class ReadResult:
 cdef uint64_t never_failed = 0
 
 
+@cython.no_gc_clear                     # a view's end may still need it; nothing in it can make a cycle by itself
 cdef class LeftRight:
 
     def __cinit__(self, *args, **kwargs):
         self.epoch = epoch_word()
-        self.slot = -1
         self.verify = True
         self.is_closed = True           # until _open
         self.failed = self.word = &never_failed
@@ -146,39 +175,57 @@ cdef class LeftRight:
         self.copied = version
         self.current_copy = value
 
-    cdef int end(self) except -1:
-        """From now on every call raises Closed. 1 if no result holds a pin, so that the slot can go at once."""
+    def _close(self):
+        """From now on every call raises Closed. The slot goes when the last result that holds a pin has gone."""
         self.is_closed = True
-        self.loaded_value = None
+        self.leave_slot()
         self.loaded = 0
-        return self.live == 0 or self.registered != self.epoch[0]
+        self.loaded_value = None
+
+    cdef void leave_slot(self) noexcept:
+        cdef Slot seat = self.seat
+        self.pins = NULL
+        self.seat = None
+        if seat is not None:
+            seat.end()
 
     def _take_slot(self, LockFile locks not None):
         """Registers in a slot whose byte nobody has locked; False if there is none. One call, so that no signal handler
         can come between lock and use."""
         cdef int slot, fd = locks.fd
         cdef bint only_free
+        cdef Slot seat
         if self.pins is not NULL and self.registered == self.epoch[0]:
             return True
+        seat = Slot.__new__(Slot)
+        seat.control = self.control
+        seat.locks = locks
+        seat.epoch = self.epoch
+        seat.registered = self.epoch[0]
         for only_free in (True, False):     # a slot in use may be a dead handle's
             for slot in range(MMAPDS_SLOTS):
                 if only_free and load_seq_cst_u64(&self.sync.in_use[slot // 64]) >> (slot % 64) & 1:
                     continue
                 if kernel_lock(fd, F_WRLCK, MMAPDS_LOCK_SLOT + slot, 1, 0) == 0:
-                    leftright_attach(self.sync, slot)
-                    self.pins = self.sync.slots[slot].pins
-                    self.slot = slot
-                    self.live = 0
-                    self.registered = self.epoch[0]
+                    leftright_attach(self.sync, slot, getpid())
+                    seat.pins = self.sync.slots[slot].pins
+                    seat.sync = self.sync
+                    seat.number = slot
+                    self.seat = seat
+                    self.pins = seat.pins
+                    self.registered = seat.registered
                     return True
         return False
 
-    def _detach(self):
-        """Gives the slot back, before its byte is unlocked. In a fork's child it is the parent's."""
-        if self.pins is not NULL and self.registered == self.epoch[0]:
-            leftright_detach(self.sync, self.slot)
-        self.pins = NULL
-        self.slot = -1
+    @property
+    def slot(self):
+        """The number of this handle's reader slot, or -1: it has none (yet)."""
+        return self.seat.number if self.pins is not NULL and self.registered == self.epoch[0] else -1
+
+    @property
+    def _pinned(self):
+        """How many pins this handle's slot has."""
+        return self.pins[0] + self.pins[1] if self.pins is not NULL and self.registered == self.epoch[0] else 0
 
     @property
     def _is_closed(self):
@@ -187,15 +234,6 @@ cdef class LeftRight:
     @property
     def _verifies(self):
         return self.verify
-
-    @property
-    def _registered(self):
-        return self.pins is not NULL and self.registered == self.epoch[0]
-
-    @property
-    def _pinned(self):
-        """How many results hold a pin through this handle."""
-        return self.live if self.registered == self.epoch[0] else 0
 
     def _record(self, int index):
         """(sequence, size, hash, whether its check is right) of an index."""
@@ -260,10 +298,10 @@ cdef class LeftRight:
         index = leftright_pin(self.sync, self.pins, &version)
         if index < 0:
             self._not_initialised()
-        self.live += 1
+        result.pins = self.seat
+        result.pinned = True
         result.owner = self
         result.index = index
-        result.registered = self.registered
         if version == self.current and self.current_map is not None:
             result.mapping = self.current_map
             result.base = self.current_base
@@ -298,8 +336,9 @@ cdef class LeftRight:
         if self.poisoned is None:
             self.poisoned = mapping
             self.unregistered = True    # no fast path looks any more
-            self.pins = NULL
-            self.slot = -1
+            if self.seat is not None:
+                self.seat.pins = NULL   # results let go of nothing any more
+            self.leave_slot()
             self._let_go()
         mapping.check()
         return 0
@@ -316,9 +355,9 @@ cdef class LeftRight:
             index = leftright_pin(self.sync, self.pins, &version)
             if index < 0:
                 self._not_initialised()
-            self.live += 1
+            result.pins = self.seat
+            result.pinned = True
             result.index = index
-            result.registered = self.registered
         return 0
 
     cdef int switch(self, ReadResult result, uint64_t version) except -1:
@@ -330,11 +369,9 @@ cdef class LeftRight:
         cdef uint64_t hash = load_relaxed_u64(&record.hash), check = load_relaxed_u64(&record.check)
         # Before the file is opened: pairs with write_locked.
         cdef uint64_t generation = load_seq_cst_u64(&record.generation)
-        cdef Mapping mapping
-        # Held until the end: an unmapping lets go of the GIL, and the fields below must change as one.
-        cdef Mapping old_map = self.current_map, old0 = self.map0, old1 = self.map1
+        cdef Mapping mapping, previous
         self.check_record(version, sequence, size, hash, check)
-        mapping = old1 if index else old0
+        mapping = self.map1 if index else self.map0
         if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
             mapping = self._data.map(index, size)
             if load_seq_cst_u64(&self.sync.sequence) != version:
@@ -348,6 +385,7 @@ cdef class LeftRight:
         if self.verify:
             self.verify_hash(mapping, mapping.base + MMAPDS_PAGE, size, hash, version)
         self.keep(index, mapping, generation)
+        previous = self.current_map     # held until the end: an unmapping lets go of the GIL, and all this changes as one
         self.current_map = mapping
         self.current_base = mapping.base + MMAPDS_PAGE
         self.current_size = size
@@ -376,6 +414,7 @@ cdef class LeftRight:
         )
 
     cdef void keep(self, int index, Mapping mapping, uint64_t generation) noexcept:
+        cdef Mapping previous = self.map1 if index else self.map0       # held until both have changed
         if index:
             self.map1 = mapping
         else:
@@ -392,18 +431,6 @@ cdef class LeftRight:
                 f"{self.control.path}: version {version} does not match its checksum (0x{hash:016x} stored, "
                 f"0x{found:016x} computed over {size} bytes): publish anew, or restore a copy"
             )
-        return 0
-
-    cdef int unpin(self, int index, uint64_t registered) except -1:
-        # Called from deallocation too. In a fork's child the pin, and the slot, are the parent's; a poisoned handle has
-        # lost its slot, perhaps to somebody else.
-        if registered != self.epoch[0] or registered != self.registered:
-            return 0
-        self.live -= 1
-        if self.pins is not NULL:
-            leftright_unpin(self.pins, index)
-        if self.live == 0 and self.is_closed:
-            self._release_slot()
         return 0
 
     def _not_initialised(self):
@@ -447,7 +474,7 @@ cdef class LeftRight:
         """Fills the result with a copy of the newest version, without a slot."""
         cdef uint64_t version, size, hash, check, sequence, generation
         cdef mmapds_record *record
-        cdef Mapping mapping, old0, old1
+        cdef Mapping mapping
         cdef bytes data
         cdef char *source
         cdef char *target
@@ -477,8 +504,7 @@ cdef class LeftRight:
             if load_seq_cst_u64(&self.sync.sequence) != version:
                 continue
             self.check_record(version, sequence, size, hash, check)
-            old0, old1 = self.map0, self.map1   # held until the end: see switch()
-            mapping = old1 if index else old0
+            mapping = self.map1 if index else self.map0
             if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
                 mapping = self._data.map(index, size)
                 if load_seq_cst_u64(&self.sync.sequence) != version:

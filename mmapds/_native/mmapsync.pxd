@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from mmapds._native.leftright cimport Pins
 from mmapds._native.writer cimport Writer
 
 
@@ -17,10 +18,17 @@ cdef extern from "mmapsync.h" nogil:
     void mmapsync_unpin(mmapds_crate_state *state, int index)
 
 
+cdef class Counts(Pins):
+    """The counts that all readers share."""
+    cdef mmapds_crate_state *state
+
+
 cdef class Crate(Writer):
     cdef mmapds_crate_state *state
+    cdef Counts counts
     cdef object checksum                # the function that readers verify with, or None
     cdef uint64_t checked               # the version word that was verified last
+    cdef int count(self) except -1
     cdef int wait_for_readers(self, int index, double grace) except -1
     cdef int map_crate(self, uint64_t version, int index) except -1
     cdef int verify_crate(self, char *base, uint64_t version) except -1

@@ -15,6 +15,7 @@ cdef class Mapping:
     cdef Py_ssize_t borrowed            # buffers, atomics, calls without the GIL: while not 0, bytes may not move
     cdef void *guard
     cdef readonly object path
+    cdef Py_ssize_t copied              # from here on the pages are private copies (detach)
     cdef int check(self) except -1
 
 

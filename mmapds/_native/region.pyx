@@ -44,7 +44,6 @@ cdef extern from "kernel.h" nogil:
     int msync(void *base, size_t length, int flags)
     int madvise(void *base, size_t length, int advice)
     int mlock(void *base, size_t length)
-    int ftruncate(int fd, int64_t length)
     void *mremap(void *base, size_t old, size_t new, int flags, ...)
     int MREMAP_MAYMOVE, MREMAP_FIXED
     int errno
@@ -82,7 +81,7 @@ cdef class Mapping:
             raise_errno(failed, path)
         self.base = <char *>mapped
         self.size = size
-        self.length = length
+        self.length = self.copied = length
         self.page = page
         self.path = path
         self.writable = (protection & PROT_WRITE) != 0
@@ -162,45 +161,45 @@ cdef class Mapping:
                 if failed:
                     munmap(end, more)
                     raise_errno(failed, self.path)
-            self.length = length
+            self.length = self.copied = length
             guard_resize(self.guard, length)
         if fd < 0:                      # the file may be longer than what was mapped of it
             memset(self.base + self.size, 0, min(size, start) - self.size)
         self.size = size
         return True
 
-    def cut(self, int fd, Py_ssize_t size, int flags):
-        """Shrinks the file to `size`; OSError, with nothing changed, if that fails. The mapping stays as it is.
-
-        If somebody looks at the mapping, pages wholly behind the new end become private copies first, so that views
-        keep what they saw and do not fault. The page with the new end in it stays shared; the kernel zeroes its rest.
-        """
+    def detach(self, Py_ssize_t size):
+        """Before the file shrinks to `size`: if somebody looks at the mapping, pages wholly behind the new end become
+        private copies, so that views keep what they saw and do not fault. Returns the range, or None. The page with the
+        new end in it stays shared; the kernel zeroes its rest."""
         cdef Py_ssize_t start = round_up(size, self.page)
-        cdef Py_ssize_t tail = self.length - start
-        cdef void *copy = NULL
+        cdef Py_ssize_t tail = self.copied - start
+        cdef void *copy
         cdef void *moved
         cdef int failed
-        if tail > 0 and self.borrowed:
-            copy = kernel_map(NULL, tail, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-            failed = kernel_failed(copy)
-            if failed:
-                raise_errno(failed, self.path)
-            self.borrowed += 1
-            with nogil:
-                memcpy(copy, self.base + start, tail)
-                moved = mremap(copy, tail, tail, MREMAP_MAYMOVE | MREMAP_FIXED, self.base + start)
-                failed = errno if moved != self.base + start else 0
-                if failed:
-                    munmap(copy, tail)
-            self.borrowed -= 1
-            if failed:
-                raise_errno(failed, self.path)
-        with nogil:
-            failed = errno if ftruncate(fd, size) != 0 else 0
+        if tail <= 0 or not self.borrowed:
+            return None
+        copy = kernel_map(NULL, tail, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        failed = kernel_failed(copy)
         if failed:
-            if copy is not NULL:        # the file is as it was: put it back in its place
-                kernel_map(self.base + start, tail, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, start)
             raise_errno(failed, self.path)
+        self.borrowed += 1
+        with nogil:
+            memcpy(copy, self.base + start, tail)
+            moved = mremap(copy, tail, tail, MREMAP_MAYMOVE | MREMAP_FIXED, self.base + start)
+            failed = errno if moved != self.base + start else 0
+            if failed:
+                munmap(copy, tail)
+        self.borrowed -= 1
+        if failed:
+            raise_errno(failed, self.path)
+        self.copied = start
+        return start, start + tail
+
+    def attach(self, int fd, int flags, Py_ssize_t start, Py_ssize_t end):
+        """Undoes detach(): the file is as it was."""
+        kernel_map(self.base + start, end - start, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, start)
+        self.copied = end
 
     def trim(self, Py_ssize_t size):
         """Forgets what lies behind `size`. For private mappings that nobody looks at."""
@@ -213,7 +212,7 @@ cdef class Mapping:
             if munmap(self.base + start, tail) != 0:
                 guard_resize(self.guard, self.length)
                 raise_errno(errno, self.path)
-            self.length = start
+            self.length = self.copied = start
         self.size = size
 
     def lock_memory(self):

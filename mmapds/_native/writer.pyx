@@ -130,11 +130,11 @@ cdef class Writer(LeftRight):
         return 0
 
     def _close(self):
-        """Waits for the thread that is writing, then ends the handle; True if no result holds a pin."""
+        """Waits for the thread that is writing, then ends the handle."""
         self.enter()
         try:
             self._stop_writing()
-            return self.end()
+            LeftRight._close(self)
         finally:
             self.leave()
 
@@ -287,7 +287,7 @@ cdef class Writer(LeftRight):
             self.target0 = target
 
     cdef bint mine(self, int slot) noexcept:
-        return slot == self.slot and self.registered == self.epoch[0]
+        return self.pins is not NULL and self.registered == self.epoch[0] and slot == self.seat.number
 
     cdef int make_room(self, int index, double grace) except -1:
         """Waits for the pins of `index`: FREE, RECLAIMED or HELD. Grace is spent once per stuck pin, until its count is

@@ -77,16 +77,15 @@ def writes(stack: ExitStack, memory: str) -> list[Case]:
     ]
 
 
-def durable_writes(stack: ExitStack, disk: str) -> list[Case]:
-    """Writes that wait for the disk, and one msync of a page, or of 1 MiB, that was just changed."""
-    cases = []
-    for name, size in (("36", SMALL), ("1mib", MIB)):
-        data = bytes(size)
-        s = stack.enter_context(Synchronizer(f"{disk}/power_{name}", codec="raw", durability="power"))
-        region = stack.enter_context(Region.open(f"{disk}/msync_{name}", _PAGE + size))
-        cases.append(statement(f"power_{name}", "s.write_bytes(data)", {"s": s, "data": data}, repeat=1))
-        cases.append(only(f"msync_{name}", _Flush(region, data)))
-    return cases
+def durable_writes(stack: ExitStack, disk: str, name: str) -> list[Case]:
+    """A write that waits for the disk, and one msync of as many bytes that were just changed."""
+    data = b"x" * {"36": SMALL, "1mib": MIB}[name]
+    s = stack.enter_context(Synchronizer(f"{disk}/power_{name}", codec="raw", durability="power"))
+    region = stack.enter_context(Region.open(f"{disk}/msync_{name}", _PAGE + len(data)))
+    return [
+        statement(f"power_{name}", "s.write_bytes(data)", {"s": s, "data": data}, repeat=1),
+        only(f"msync_{name}", _Flush(region, data)),
+    ]
 
 
 class _Flush:

@@ -120,8 +120,8 @@ def _shared_memory(stack: ExitStack, directory: str) -> list[Case] | str:  # noq
 def _lmdb(stack: ExitStack, directory: str) -> list[Case] | str:
     try:
         import lmdb
-    except ImportError:
-        return "lmdb is not installed"
+    except ImportError as error:
+        return f"lmdb cannot be imported: {error}"
     env = lmdb.open(f"{directory}/lmdb", map_size=1 << 20, sync=False)
     stack.callback(env.close)
     with env.begin(write=True) as txn:
@@ -134,11 +134,11 @@ def _lmdb(stack: ExitStack, directory: str) -> list[Case] | str:
 
 
 def _redis(stack: ExitStack, directory: str) -> list[Case] | str:
-    """A server of our own on a free port of the loopback interface, not kept on our processor."""
+    """A server of our own on a free port of the loopback interface."""
     try:
         import redis
-    except ImportError:
-        return "redis (the client) is not installed"
+    except ImportError as error:
+        return f"redis, the client, cannot be imported: {error}"
     program = shutil.which("redis-server")
     if program is None:
         return "there is no redis-server"

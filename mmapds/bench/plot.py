@@ -27,23 +27,26 @@ _GAP = 10  # between groups
 _TOP = 92
 
 _STYLE = """
-  svg { --ground: #ffffff; --ink: #1b1f24; --soft: #59636e; --grid: #dde2e7;
-        --ours: #1f6fb5; --reference: #a3acb5; --peer: #b8641b; }
-  @media (prefers-color-scheme: dark) {
-    svg { --ground: #14181d; --ink: #e8ecf0; --soft: #a0aab4; --grid: #2b3239;
-          --ours: #5aa7ea; --reference: #6b7580; --peer: #e09a55; }
-  }
-  text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; fill: var(--ink); }
+  text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; fill: #1b1f24; }
   .title { font-size: 16px; font-weight: 600; }
-  .soft { fill: var(--soft); }
+  .soft { fill: #59636e; }
   .small { font-size: 11px; }
   .end { text-anchor: end; }
   .middle { text-anchor: middle; }
-  .grid { stroke: var(--grid); stroke-width: 1; }
-  .ground { fill: var(--ground); }
-  .ours { fill: var(--ours); }
-  .reference { fill: var(--reference); }
-  .peer { fill: var(--peer); }
+  .grid { stroke: #dde2e7; stroke-width: 1; }
+  .ground { fill: #ffffff; }
+  .ours { fill: #1f6fb5; }
+  .reference { fill: #a3acb5; }
+  .peer { fill: #b8641b; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e8ecf0; }
+    .soft { fill: #a0aab4; }
+    .grid { stroke: #2b3239; }
+    .ground { fill: #14181d; }
+    .ours { fill: #5aa7ea; }
+    .reference { fill: #6b7580; }
+    .peer { fill: #e09a55; }
+  }
 """.strip("\n")
 
 

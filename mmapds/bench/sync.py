@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import datetime as dt
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmapds.bench import cases, crate, machine, peers, readers, rows
-from mmapds.bench.measure import Figures, pinned, take
+from mmapds.bench.measure import Case, Figures, pinned, take
 from mmapds.bench.plot import svg
 from mmapds.bench.report import tables
 
@@ -34,13 +34,14 @@ class _Effort:
     rounds: int  # of slices, for calls of nanoseconds
     slice_seconds: float
     long_rounds: int  # for calls of microseconds and more
+    disk_rounds: int  # few: a disk that takes many flushes at once in a burst is slow after it
     crate_runs: int
     reader_rounds: int
     reader_seconds: float
 
 
-_FULL = _Effort(200, 0.002, 200, 4, 40, 0.05)
-_QUICK = _Effort(10, 0.0005, 10, 1, 3, 0.02)
+_FULL = _Effort(200, 0.002, 200, 60, 4, 40, 0.05)
+_QUICK = _Effort(10, 0.0005, 10, 5, 1, 3, 0.02)
 
 
 def run(*, quick: bool, progress: Callable[[str], None], program: str | None = None) -> dict[str, Any]:
@@ -54,10 +55,12 @@ def run(*, quick: bool, progress: Callable[[str], None], program: str | None = N
         place = memory or disk
         if place is None:
             raise FileNotFoundError("no directory on tmpfs, ext4, xfs or the like can be written: set TMPDIR to one")
-        with pinned() as cpu:
-            measuring.calls(place, disk)
-            measuring.writes(memory, found)
-            measuring.power(disk)
+        with ExitStack() as stack:
+            others, measuring.reasons = peers.cases(stack, place)  # not pinned: a server runs where it likes
+            with pinned() as cpu:
+                measuring.calls(place, disk, others)
+                measuring.writes(memory, found)
+                measuring.power(disk)
         measuring.readers(place)
         systems = {"memory": memory, "disk": disk}
         figures, reasons = measuring.figures, measuring.reasons
@@ -87,12 +90,11 @@ class _Measuring:
         self.reasons: dict[str, str] = {}
         self.versions: dict[str, str] = {}
 
-    def calls(self, place: str, disk: str | None) -> None:
+    def calls(self, place: str, disk: str | None, others: Sequence[Case]) -> None:
         """What takes nanoseconds, and the peers, all in the same rounds."""
         self.progress("calls, and peers")
         with ExitStack() as stack:
             roomy = place if disk is None or cases.has_room(place) else disk
-            others, self.reasons = peers.cases(stack, place)
             every = [*cases.calls(stack, place, roomy), *others]
             self.figures |= take(every, rounds=self.effort.rounds, slice_seconds=self.effort.slice_seconds)
 
@@ -123,9 +125,10 @@ class _Measuring:
             self._skip("no directory on a disk can be written: set TMPDIR to one", "power_36", "power_1mib")
             return
         self.progress("writes that wait for the disk")
-        with ExitStack() as stack:
-            every = cases.durable_writes(stack, disk)
-            self.figures |= take(every, rounds=self.effort.long_rounds, slice_seconds=0)
+        for name in ("36", "1mib"):  # apart: a large write makes the next small one slower
+            with ExitStack() as stack:
+                every = cases.durable_writes(stack, disk, name)
+                self.figures |= take(every, rounds=self.effort.disk_rounds, slice_seconds=0)
 
     def readers(self, place: str) -> None:
         """Two processes at once."""

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
-from mmapds.cli import bench, inspect, verify
+from mmapds.cli import bench, demo, inspect, verify
 from mmapds.cli.output import Output, printable
 from mmapds.errors import MmapdsError
 
@@ -40,7 +40,7 @@ INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE
 
 Register = Callable[["argparse._SubParsersAction[Any]", argparse.ArgumentParser], None]
 
-COMMANDS: tuple[Register, ...] = (inspect.register, verify.register, bench.register)
+COMMANDS: tuple[Register, ...] = (demo.register, inspect.register, verify.register, bench.register)
 """Every command, in the order in which ``--help`` lists them."""
 
 _NOT_OPENED = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -51,7 +51,7 @@ def build_parser(commands: Sequence[Register] = COMMANDS) -> argparse.ArgumentPa
     json_help = "print one JSON document instead of tables"
     parser = argparse.ArgumentParser(
         prog="mmapds",
-        description="Data structures in memory-mapped files: look at them, check them, time them.",
+        description="Data structures in memory-mapped files: try them, look at them, check them, time them.",
         epilog="Exit status: 0 done and sound, 1 failed or corrupt, 2 usage.",
     )
     parser.add_argument("--version", action="version", version=f"mmapds {_version()}")

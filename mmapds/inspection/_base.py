@@ -162,8 +162,8 @@ def until_still(examine: Callable[[], tuple[Report, bool]]) -> list[Finding]:
 
 def without_path(error: Exception, path: str) -> str:
     """What an error says, where the file is already named."""
-    text = error.strerror if isinstance(error, OSError) else str(error).removeprefix(path)
-    return str(text).lstrip(": ")
+    text = error.strerror if isinstance(error, OSError) else None
+    return (text or str(error).removeprefix(path)).lstrip(": ")
 
 
 def described_file(fd: int, path: str) -> dict[str, object]:

@@ -78,8 +78,9 @@ class _Look:
         except CorruptionError as error:
             report.error(where, without_path(error, path))
         except IncompatibleFormat as error:
-            # Nothing here is ours, or it is of another format: no question of damage.
-            if first_page(fd).startswith(files.MAGIC) or not self.data_is_ours():
+            # Whole and ours, so of another format or kind; or nothing here is ours. Neither is damage.
+            page = first_page(fd)
+            if (page.startswith(files.MAGIC) and len(page) == kernel.PAGE) or not self.data_is_ours():
                 raise
             report.error(where, without_path(error, path))
         if self.header is None:

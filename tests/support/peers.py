@@ -5,7 +5,7 @@
         assert peer("s.version") == 3                       the value of the last expression comes back
         peer.send("s.wait()"); ...; peer.receive()          without waiting in between
 
-What comes back must be a Python literal. An exception there is raised here as `PeerError`, which names it. Run as a
+What is not a Python literal comes back as its repr. An exception there is raised here as `PeerError`, which names it. Run as a
 program, this module is the peer. Watchdogs end what hangs; nothing here measures time.
 """
 
@@ -43,7 +43,9 @@ class PeerDied(Exception):
 class Peer:
     """One process. `wrapper` is a command to run it under; `env` is added to the environment."""
 
-    def __init__(self, setup: str = "", *, wrapper: tuple[str, ...] = (), env: dict[str, str] | None = None, **names: Any):
+    def __init__(
+        self, setup: str = "", *, wrapper: tuple[str, ...] = (), env: dict[str, str] | None = None, **names: Any
+    ):
         self._stderr = tempfile.TemporaryFile()
         self._buffer = b""
         self._asked: list[str] = []
@@ -55,7 +57,11 @@ class Peer:
             env={**os.environ, "PYTHONPATH": python_path(), **(env or {})},
         )
         if setup or names:
-            self(setup, **names)
+            try:
+                self(setup, **names)
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
 
     @property
     def pid(self) -> int:
@@ -171,8 +177,10 @@ def _main() -> None:
             code, names = ast.literal_eval(line)
             scope.update(names)
             answer = (True, _execute(code, scope))
-            if answer[1] != ast.literal_eval(repr(answer[1])):
-                raise TypeError("not a literal")
+            try:
+                ast.literal_eval(repr(answer[1]))
+            except (ValueError, SyntaxError):
+                answer = (True, repr(answer[1]))
         except BaseException as error:
             answer = (False, (type(error).__name__, str(error), traceback.format_exc()))
             del error

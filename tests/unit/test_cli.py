@@ -1,25 +1,21 @@
 """The command line: exit status, streams, JSON and tables.
 
-The commands are run in this process with made-up files and structures, so that what is tested here
-is the command line alone; what `mmapds.files` really says of a file is tested with `files`.
+Most commands are run in this process with made-up files and structures, so that what is tested here is the command line
+alone; what is really said of a file is tested with `mmapds.inspection`, the demo with `mmapds.demo`.
 """
 
 import argparse
 import dataclasses
-import enum
-import io
 import json
 import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 import mmapds
 from mmapds import cli
-from mmapds.cli import output
 from mmapds.cli.output import Output, Table
 from mmapds.errors import CorruptionError, MappingLost
 
@@ -48,9 +44,9 @@ def raising(error: BaseException) -> cli.Register:
 
 
 @pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """Stand in for `mmapds.files`."""
-    return stand_in(monkeypatch, mmapds, "files")
+def inspection(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """Stand in for `mmapds.inspection`."""
+    return stand_in(monkeypatch, mmapds, "inspection")
 
 
 def stand_in(monkeypatch, package, name) -> types.ModuleType:
@@ -58,11 +54,6 @@ def stand_in(monkeypatch, package, name) -> types.ModuleType:
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     monkeypatch.setattr(package, name, fake, raising=False)
     return fake
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 # --- exit status and errors ------------------------------------------------------------------
@@ -163,122 +154,6 @@ def test_json_before_or_after_the_command(argv, capsys):
     assert capsys.readouterr().out == "for people\n"
 
 
-def test_plain_is_json_for_everything_that_a_command_may_say():
-    class Colour(enum.Enum):
-        RED = "red"
-
-    said = {
-        "bytes": b"\x00\xff",
-        "view": memoryview(b"\x01"),
-        "path": Path("/a/b"),
-        "enum": Colour.RED,
-        "dataclass": Finding("note", "x", "y"),
-        "tuple": (1, (2.5, None)),
-        "set": {7},
-        "infinite": [float("inf"), float("nan")],
-        "flag": True,
-        1: "key",
-    }
-    assert json.loads(output.document(said)) == {
-        "bytes": "00ff",
-        "view": "01",
-        "path": "/a/b",
-        "enum": "red",
-        "dataclass": {"severity": "note", "where": "x", "what": "y"},
-        "tuple": [1, [2.5, None]],
-        "set": [7],
-        "infinite": [None, None],
-        "flag": True,
-        "1": "key",
-    }
-    with pytest.raises(TypeError, match="object has no form in JSON"):
-        output.document({"a": object()})
-
-
-def drawn(*parts: Table | str, stdout: io.StringIO | None = None) -> str:
-    stdout = io.StringIO() if stdout is None else stdout
-    Output(stdout=stdout).emit(None, *parts)
-    return stdout.getvalue()
-
-
-def test_plain_tables():
-    table = Table(("name", "reads/s", "ok"), [("a", 1234567.8, True), ("long name", None, False)], "Rates")
-    assert drawn(table, "Done.") == (
-        "Rates\n"
-        "name         reads/s  ok\n"
-        "---------  ---------  ---\n"
-        "a          1,234,568  yes\n"
-        "long name          -  no\n"
-        "\n"
-        "Done.\n"
-    )
-
-
-def test_odd_tables():
-    assert drawn(Table((), [])) == ""
-    assert drawn(Table(("a", "b"), [])) == "a  b\n-  -\n"
-    assert drawn(Table((), [(), ("x",), (1, 2.25)])) == "\nx\n1  2.25\n"
-
-
-def test_facts_flatten_and_name_every_leaf():
-    description = {
-        "kind": "sync",
-        "header": {"identity": b"\x01", "options": {}, "format": (1, 0)},
-        "slots": [{"pid": 3}, {"pid": None}],
-    }
-    assert output.facts(description, "f").rows == [
-        ("kind", "sync"),
-        ("header.identity", "01"),
-        ("header.options", "-"),
-        ("header.format", "1, 0"),
-        ("slots[0].pid", "3"),
-        ("slots[1].pid", "-"),
-    ]
-
-
-def test_text_from_a_file_cannot_drive_the_terminal():
-    hostile = "\x1b]0;owned\x07\n\udcff"
-    shown = drawn(Table((), [("schema", hostile)], hostile), hostile)
-    assert "\x1b" not in shown
-    assert "\x07" not in shown
-    assert "\\udcff" in shown
-
-
-def test_rich_only_on_a_terminal_that_allows_it(monkeypatch):
-    table = Table(("a",), [("[red]b[/red]",)], "T")
-    plain = drawn(table)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    drew = []
-    monkeypatch.setattr(Output, "_draw_rich", lambda self, table: drew.append(table))
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "rich", types.ModuleType("rich"))
-        drawn(table, stdout=Terminal())
-        assert drew == [table]
-        patch.setenv("NO_COLOR", "1")
-        assert drawn(table, stdout=Terminal()) == plain
-        patch.delenv("NO_COLOR")
-        patch.setenv("TERM", "dumb")
-        assert drawn(table, stdout=Terminal()) == plain
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "rich", None)  # as if it were not installed
-        assert drawn(table, stdout=Terminal()) == plain
-    assert drawn(table) == plain
-    assert drew == [table]
-
-
-def test_rich_draws_the_same_cells(monkeypatch):
-    pytest.importorskip("rich", reason="the rich extra is not installed")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    table = Table(("a", "n"), [("[red]b[/red]", 1), ("\x1b[0m", None)], "T [bold]")
-    shown = drawn(table, Table((), [("k", "v")]), Table((), []), "end", stdout=Terminal())
-    assert "T [bold]" in shown
-    assert "[red]b[/red]" in shown
-    assert "\\x1b[0m" in shown
-    assert shown.endswith("end\n")
-
-
 def test_a_name_that_the_locale_cannot_write(tmp_path):
     script = (
         "import sys; from mmapds import cli\n"
@@ -299,9 +174,9 @@ def test_a_name_that_the_locale_cannot_write(tmp_path):
 # --- inspect, verify, bench ------------------------------------------------------------------
 
 
-def test_inspect(files, capsys):
+def test_inspect(inspection, capsys):
     asked = []
-    files.describe = lambda path: asked.append(path) or {"kind": "sync", "header": {"size": 4096}}
+    inspection.describe = lambda path: asked.append(path) or {"kind": "sync", "header": {"size": 4096}}
     assert cli.main(["inspect", "some/file"]) == 0
     assert capsys.readouterr().out == "kind         sync\nheader.size  4096\n"
     assert cli.main(["inspect", "some/file", "--json"]) == 0
@@ -320,8 +195,8 @@ def test_inspect(files, capsys):
         ([Finding("a severity of tomorrow", "x", "y")], 1),
     ],
 )
-def test_verify(findings, status, files, capsys):
-    files.verify = lambda path: findings
+def test_verify(findings, status, inspection, capsys):
+    inspection.verify = lambda path: findings
     assert cli.main(["verify", "f"]) == status
     text = capsys.readouterr().out
     assert text.endswith(f"f: {'corrupt' if status else 'sound'}\n")
@@ -333,6 +208,43 @@ def test_verify(findings, status, files, capsys):
         "sound": not status,
         "findings": [dataclasses.asdict(finding) for finding in findings],
     }
+
+
+def test_inspect_and_verify_real_files(tmp_path, capsys):
+    prefix = str(tmp_path / "set")
+    with mmapds.Synchronizer(prefix, schema="\x1b[31m") as s:
+        s.write([1, 2, 3])
+    assert cli.main(["inspect", prefix]) == 0
+    text = capsys.readouterr().out
+    assert "control file of a Synchronizer" in text
+    assert "\\x1b[31m" in text
+    for path in (prefix, prefix + "_sync", prefix + "_data_1"):
+        assert cli.main(["inspect", path, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["durability"] == "process"
+        assert cli.main(["verify", path]) == 0
+        assert capsys.readouterr().out == f"{path}: sound\n"
+    with open(prefix + "_data_1", "r+b") as file:
+        file.seek(4096)
+        file.write(b"?")
+    assert cli.main(["verify", prefix]) == 1
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[2].startswith("error     set_data_1  version 1: checksum 0x")
+    assert shown.endswith(f"{prefix}: corrupt\n")
+    assert cli.main(["verify", prefix, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["sound"], [f["where"] for f in found["findings"]]) == (False, ["set_data_1"])
+
+
+def test_inspect_and_verify_what_is_not_there_or_not_ours(tmp_path, capsys):
+    text = tmp_path / "text"
+    text.write_text("hello " * 1000)
+    for name in ("inspect", "verify"):
+        assert cli.main([name, str(tmp_path / "nothing")]) == 2
+        assert cli.main([name, str(tmp_path)]) == 2
+        assert cli.main([name, str(text)]) == 1
+        streams = capsys.readouterr()
+        assert streams.out == ""
+        assert "not a file of mmapds" in streams.err.splitlines()[2]
 
 
 @pytest.fixture

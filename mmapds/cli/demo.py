@@ -1,0 +1,93 @@
+"""``mmapds demo``: publish a real table, read it in other processes, kill two of them, and count.
+
+Exit status 0: nothing torn, taken over, files sound.  1: not so, or a process died by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from typing import Any
+
+from mmapds.cli.output import Output, Table
+
+__all__ = ["register", "run"]
+
+
+def register(commands: argparse._SubParsersAction[Any], common: argparse.ArgumentParser) -> None:
+    """Add the command to `commands`, with the options that all commands share."""
+    parser = commands.add_parser(
+        "demo",
+        parents=[common],
+        help="publish the Unicode table to several processes, kill two of them, and count",
+        description="A writer publishes the Unicode character table in successive versions while other processes read "
+        "it. A reader and then the writer are killed with SIGKILL, and another writer takes over.",
+        epilog="Exit status: 0 nothing torn and all went on, 1 not so.",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=10.0, metavar="N", help="how long to read (default %(default)g)"
+    )
+    parser.add_argument(
+        "--readers", type=_readers, default=3, metavar="N", help="reader processes, at least 2 (default %(default)d)"
+    )
+    parser.add_argument(
+        "--directory", metavar="DIR", help="where to put the files, in a directory that is removed (default /dev/shm)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Run the demo and print what came of it; return 0 if it is as it should be."""
+    from mmapds.demo.run import DemoError
+    from mmapds.demo.run import run as play
+
+    try:
+        results = play(args.seconds, args.readers, args.directory, out.progress)
+    except DemoError as error:
+        out.progress(f"mmapds: {error}")
+        return 1
+    fine = results["torn_reads"] == 0 and results["versions_seen_after_takeover"] > 0 and results["sound"]
+    parts: list[Table | str] = [_table(results)]
+    parts += results["faults"]
+    parts += [f"{f.severity}: {f.where}: {f.what}" for f in results["findings"] if f.severity == "error"]
+    out.emit({"fine": fine, **results}, *parts)
+    return 0 if fine else 1
+
+
+def _table(results: dict[str, Any]) -> Table:
+    middle = "in the middle of a write" if results["writer_killed_in_the_middle_of_a_write"] else "between two writes"
+    return Table(
+        ("", "result", ""),
+        [
+            (
+                "reads per second",
+                f"{results['reads_per_second']:,.0f}",
+                f"{results['readers']} processes, {os.cpu_count()} CPUs; each read checked",
+            ),
+            (
+                "versions seen",
+                f"{results['versions_seen']:,}",
+                f"of {results['versions_published']:,}; each row compared",
+            ),
+            ("torn reads", f"{results['torn_reads']:,}", "must be 0"),
+            ("time to take over", f"{results['takeover_seconds'] * 1000:.1f} ms", f"writer killed {middle}"),
+            ("rows", f"{results['rows']:,}", f"Unicode {results['unicode']}"),
+            ("bytes per version", f"{results['bytes_per_version']:,}", "msgpack"),
+            ("files afterwards", "sound" if results["sound"] else "corrupt", "as mmapds verify says"),
+        ],
+    )
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text}: must be more than 0")
+    return value
+
+
+def _readers(text: str) -> int:
+    value = int(text)
+    if not 2 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 2, because one of them is killed, to 1000")
+    return value

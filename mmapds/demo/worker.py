@@ -1,0 +1,167 @@
+"""One process of the demo: ``python -m mmapds.demo.worker reader|writer PREFIX NUMBER``.
+
+It obeys words on its standard input and answers with events, one JSON object a line, on its standard output. When its
+input ends, it ends: a director that was killed leaves nobody behind.
+
+Reader: ``go`` starts the counting, ``hold`` makes it hold a version for good, ``stop`` ends it with what it has seen.
+Writer: publishes an edition every fifth of a second. If another writer has the place, it tries again every millisecond.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+from mmapds import CorruptionError, Synchronizer, WriterBusy
+from mmapds.demo.table import FIRST, LAST, STAMP, Row, character_table, edition, fault
+
+_PACE = 0.2  # seconds between two versions
+_RETRY = 0.001
+_BATCH = 2000  # reads between two looks for a word
+
+
+def say(event: str, **details: object) -> None:
+    """Tells the director."""
+    sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
+    sys.stdout.flush()
+
+
+class Words:
+    """What the director says."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def next(self, timeout: float = 0.0) -> str | None:
+        """The next word, or None if there is none yet; SystemExit when the director has gone."""
+        if b"\n" not in self._buffer:
+            if not select.select([0], [], [], timeout)[0]:
+                return None
+            data = os.read(0, 4096)
+            if not data:
+                raise SystemExit(0)
+            self._buffer += data
+        word, _, self._buffer = self._buffer.partition(b"\n")
+        return word.decode()
+
+
+class Reader:
+    """Reads as fast as it can, checks each read, and each version that it has not seen before from end to end."""
+
+    def __init__(self, prefix: str) -> None:
+        self.table = character_table()
+        self.length = len(edition(self.table, 0, 0))
+        self.sync = Synchronizer(prefix)
+        self.words = Words()
+        self.writer = 0
+        self.start()
+
+    def start(self) -> None:
+        """Begins to count."""
+        self.reads = self.torn = 0
+        self.versions: list[tuple[int, int]] = []
+        self.faults: list[str] = []
+
+    def run(self) -> None:
+        """Waits for the first version, then reads until it is told to stop."""
+        while self.sync.wait(newer_than=0, timeout=0.1) is None:
+            self.words.next()
+        self.read(1)
+        say("ready", rows=len(self.table), length=self.length)
+        while (word := self.words.next()) != "stop":
+            if word == "go":
+                self.start()
+            elif word == "hold":
+                self.hold()
+            self.read(_BATCH)
+        self.report("done")
+
+    def read(self, count: int) -> None:
+        """So many reads; fewer if there is a new version, because to examine one takes as long as 100,000 reads."""
+        read, unpack, length = self.sync.read, STAMP.unpack_from, self.length
+        for _ in range(count):
+            self.reads += 1
+            try:
+                with read() as result:
+                    size = len(result)
+                    if size != length or unpack(result, FIRST) != unpack(result, size - LAST):
+                        self.found("the ends of a version do not belong together")
+                    elif result.switched:
+                        self.examine(result.data, unpack(result, FIRST))
+                        return
+            except CorruptionError as error:
+                self.found(str(error))
+
+    def examine(self, data: memoryview, stamp: tuple[int, int]) -> None:
+        """Checks a version from end to end, and says if it is the first of a writer."""
+        if stamp[0] != self.writer:
+            self.writer = stamp[0]
+            say("writer", writer=self.writer, at=time.monotonic_ns())
+        self.versions.append(stamp)
+        if found := fault(self.sync.codec.decode(data), data, self.table):
+            self.found(found)
+
+    def found(self, what: str) -> None:
+        """Counts a torn read, and keeps what was wrong with the first ten."""
+        self.torn += 1
+        self.faults.append(what)
+        del self.faults[10:]
+
+    def hold(self) -> None:
+        """Holds a version until the end, which will be a SIGKILL."""
+        with self.sync.read():
+            self.report("holding")
+            while True:
+                self.words.next(60.0)
+
+    def report(self, event: str) -> None:
+        """Says all that was counted."""
+        say(event, reads=self.reads, torn=self.torn, faults=self.faults, versions=self.versions)
+
+
+def write(prefix: str, writer: int) -> None:
+    """Publishes one edition after the other, from the moment that it gets the writer's place."""
+    table: list[Row] = character_table()
+    words = Words()
+    number, waiting = 1, False
+    data = edition(table, writer, number)
+    with Synchronizer(prefix) as sync:
+        say("ready")
+        due = time.monotonic()
+        while words.next(max(due - time.monotonic(), 0.0)) != "stop":
+            try:
+                result = sync.write_bytes(data)
+            except WriterBusy as error:
+                if not waiting:
+                    say("waiting", holder=error.holder)
+                waiting, due = True, time.monotonic() + _RETRY
+                continue
+            say("published", version=sync.version, reset=result.reset)
+            due = time.monotonic() + _PACE
+            number += 1
+            data = edition(table, writer, number)
+        say("done", editions=number - 1)
+
+
+def main() -> None:
+    """Runs the worker that the command line asks for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the director decides
+    role, prefix, number = sys.argv[1:]
+    gc.disable()  # decoding makes 145,000 lists at once, none of them in a cycle: the collector would look for nothing
+    with contextlib.suppress(BrokenPipeError):  # the director has gone
+        if role == "writer":
+            write(prefix, int(number))
+        else:
+            reader = Reader(prefix)
+            with reader.sync:
+                reader.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""`mmapds demo`: its checks find what is torn, it runs from end to end, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from mmapds import cli
+from mmapds.demo import run as director
+from mmapds.demo.table import FIRST, LAST, STAMP, Row, character_table, edition, fault
+
+COMMAND = [sys.executable, "-W", "error", "-m", "mmapds", "demo"]
+WATCHDOG = 120.0
+
+
+@pytest.fixture(scope="module")
+def table() -> list[Row]:
+    return [[code, f"NAME {code}", "Lu", code / 2 if code % 3 else None] for code in range(5000)]
+
+
+# ---- the table and its checks --------------------------------------------------------------------------------------
+
+
+def test_the_table_is_the_real_one():
+    table = character_table()
+    assert len(table) > 140_000
+    rows = {row[0]: row for row in table}
+    assert rows[ord("A")] == [65, "LATIN CAPITAL LETTER A", "Lu", None]
+    assert rows[ord("½")] == [0xBD, "VULGAR FRACTION ONE HALF", "No", 0.5]
+    assert rows[0] == [0, None, "Cc", None]
+    assert not {unicodedata.category(chr(code)) for code in rows} & {"Cn", "Co", "Cs"}
+    assert msgpack.unpackb(msgpack.packb(table)) == table
+
+
+def test_an_edition_is_whole_and_stamped_at_both_ends(table):
+    lengths = set()
+    for number in (0, 1, 2, 7, 4999, 10**6):
+        data = memoryview(edition(table, 3, number))
+        assert STAMP.unpack_from(data, FIRST) == STAMP.unpack_from(data, len(data) - LAST) == (3, number)
+        assert fault(msgpack.unpackb(data), data, table) == ""
+        lengths.add(len(data))
+    assert len(lengths) == 1
+
+
+def torn(table: list[Row], data: bytes) -> str:
+    """As a reader sees it: what does not decode is torn too."""
+    try:
+        value: Any = msgpack.unpackb(data)
+        return fault(value, memoryview(data), table)
+    except (ValueError, TypeError) as error:
+        return str(error) or "not msgpack"
+
+
+@pytest.mark.parametrize("part", [1, 10, 2000, 4096, 50_000, -2000, -30, -10, -1])
+def test_half_of_one_edition_and_half_of_another(table, part):
+    one, other = edition(table, 1, 1), edition(table, 1, 2)
+    mixed = one[:part] + other[part:]
+    assert (torn(table, mixed) != "") == (mixed not in (one, other))
+
+
+def test_every_kind_of_tearing_has_its_name(table):
+    data = edition(table, 1, 5)
+    first, rows, checksum, last = msgpack.unpackb(data)
+    view = memoryview(data)
+    assert "begins as edition (1, 5) and ends as (1, 6)" in fault(
+        [first, rows, checksum, STAMP.pack(1, 6)], view, table
+    )
+    assert "checksum" in fault([first, rows, bytes(8), last], view, table)
+    assert "4999 rows instead of 5000" in fault([first, rows[1:], checksum, last], view, table)
+    assert "another edition" in fault([first, [*rows[1:], rows[0]], checksum, last], view, table)
+    later = bytearray(data)
+    later[-LAST:] = STAMP.pack(1, 7)
+    assert "changed while" in fault([first, rows, checksum, last], memoryview(later), table)
+
+
+# ---- the whole ----------------------------------------------------------------------------------------------------
+
+
+def test_from_end_to_end():
+    done = subprocess.run(
+        [*COMMAND, "--seconds", "2", "--json"], capture_output=True, text=True, timeout=WATCHDOG, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["fine"] is True
+    assert found["torn_reads"] == 0
+    assert found["faults"] == []
+    assert found["takeover_seconds"] > 0
+    assert found["versions_seen_after_takeover"] > 0
+    assert found["versions_seen"] > found["versions_seen_after_takeover"]
+    assert found["versions_published"] >= found["versions_seen"]
+    assert found["rows"] == len(character_table())
+    assert found["bytes_per_version"] > 20 * found["rows"]
+    assert found["reads"] > 1000
+    assert found["readers"] == 3
+    assert found["dead_readers_set_aside"] > 0
+    assert found["sound"] is True
+    assert not os.path.exists(found["directory"])
+    progress = done.stderr.splitlines()
+    assert re.match(r"writer 2 waits for the place of: pid \d+ \(python", progress[1])
+    assert any("killed while it held a version" in line for line in progress)
+    assert "Traceback" not in done.stderr
+
+
+def test_in_a_directory_for_people(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "--seconds", "0.3", "--readers", "2", "--directory", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names = [line.split("  ")[0] for line in done.stdout.splitlines()[2:]]
+    assert names == [
+        "reads per second",
+        "versions seen",
+        "torn reads",
+        "time to take over",
+        "rows",
+        "bytes per version",
+        "files afterwards",
+    ]
+    assert re.search(r"^torn reads +0 ", done.stdout, re.MULTILINE)
+    assert str(tmp_path) in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("line", [0, 2])
+def test_interrupted_it_leaves_nothing_behind(tmp_path, number, status, line):
+    process = subprocess.Popen(
+        [*COMMAND, "--seconds", "600", "--directory", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        try:
+            for _ in range(line + 1):
+                process.stderr.readline()
+            children = started_by(process.pid)
+            assert children or line == 0
+            os.killpg(process.pid, number)  # as a terminal does
+            assert process.wait(WATCHDOG) == status
+            assert process.stdout.read() == ""
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+    assert list(tmp_path.iterdir()) == []
+    assert not any(map(alive, children))
+
+
+def test_a_director_that_was_killed_leaves_no_process_behind(tmp_path):
+    with subprocess.Popen(
+        [*COMMAND, "--seconds", "600", "--directory", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for _ in range(3):
+            process.stderr.readline()
+        children = started_by(process.pid)
+        assert len(children) == 5
+        process.kill()
+    limit = time.monotonic() + WATCHDOG
+    while any(map(alive, children)):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def started_by(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+RESULTS: dict[str, Any] = {
+    "unicode": "14.0.0",
+    "rows": 100,
+    "bytes_per_version": 5000,
+    "readers": 3,
+    "reads_per_second": 1234567.8,
+    "versions_published": 9,
+    "versions_seen": 8,
+    "versions_seen_after_takeover": 3,
+    "torn_reads": 0,
+    "faults": [],
+    "takeover_seconds": 0.0042,
+    "writer_killed_in_the_middle_of_a_write": True,
+    "sound": True,
+    "findings": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({}, 0),
+        ({"torn_reads": 1, "faults": ["the rows do not match the checksum"]}, 1),
+        ({"versions_seen_after_takeover": 0}, 1),
+        ({"sound": False}, 1),
+    ],
+)
+def test_the_exit_status_says_whether_all_is_well(change, status, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(director, "run", lambda *args: asked.append(args[:3]) or {**RESULTS, **change})
+    assert cli.main(["demo", "--seconds", "3", "--readers", "4", "--directory", "d"]) == status
+    text = capsys.readouterr().out
+    assert "1,234,568" in text
+    assert "4.2 ms" in text
+    assert all(fault in text for fault in change.get("faults", []))
+    assert cli.main(["demo", "--json"]) == status
+    assert json.loads(capsys.readouterr().out)["fine"] is (status == 0)
+    assert asked == [(3.0, 4, "d"), (10.0, 3, None)]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--readers", "1"], ["--seconds", "0"], ["--seconds", "nan"], ["--seconds", "x"]]
+)
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["demo", *arguments])
+    assert caught.value.code == 2
+    assert "mmapds demo" in capsys.readouterr().err
+
+
+def test_a_directory_that_is_not_there(tmp_path, capsys):
+    assert cli.main(["demo", "--directory", str(tmp_path / "nothing")]) == 2
+    assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_a_process_that_dies_by_itself(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert cli.main(["demo", "--directory", str(tmp_path)]) == 1
+    streams = capfd.readouterr()
+    assert streams.out == ""
+    assert streams.err.splitlines()[-1] == "mmapds: writer 1 ended with status 1; see above"
+    assert list(tmp_path.iterdir()) == []
