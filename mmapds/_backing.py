@@ -119,7 +119,6 @@ class Backing:
     def memory(self, size: int, huge_pages: HugePages) -> int:
         """Memory without a file; returns how many bytes to map."""
         self.page = _HUGE_PAGES[huge_pages]
-        self.sparse |= huge_pages is not None  # they are reserved when they are mapped
         self.fd = os.memfd_create("mmapds", os.MFD_CLOEXEC | _MEMFD[huge_pages])
         self.allocate(self.whole(size))
         return self.whole(size)
@@ -139,14 +138,20 @@ class Backing:
         return size if self.page == FLAGS["PAGE"] else -(-size // self.page) * self.page
 
     def allocate(self, size: int) -> None:
-        """Makes the file at least `size` bytes long; unless `sparse`, with blocks behind what is added."""
+        """Makes the file at least `size` bytes long; unless `sparse`, with blocks behind what is added.
+
+        Memory is not taken before it is touched: OSError(ENOMEM) if the kernel finds that there will not be enough.
+        (Huge pages are reserved when they are mapped.)
+        """
         self._allocate(self.fd, size)
 
     def _allocate(self, fd: int, size: int) -> None:
         try:
-            if not self.sparse:
+            if self.path is not None and not self.sparse:
                 kernel.allocate(fd, size)
             elif os.fstat(fd).st_size < size:
+                if not self.sparse and self.page == FLAGS["PAGE"]:
+                    Mapping(-1, size, FLAGS["READ"] | FLAGS["WRITE"], FLAGS["PRIVATE"] | FLAGS["ANONYMOUS"])
                 os.ftruncate(fd, size)
         except OSError as error:
             error.filename = self.path

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from mmapds import codecs, files
@@ -104,7 +103,7 @@ class CrateSynchronizer(Synchronizer, Crate):
         return fd
 
     def _complete(self, fd: int, writable: bool) -> None:
-        """The crate creates the state file empty and sizes it afterwards; a process that died in between left it empty."""
+        """The crate creates the state file empty and sizes it afterwards; a death in between leaves it empty."""
         limit = time.monotonic() + _PATIENCE
         while (size := os.fstat(fd).st_size) == 0 and time.monotonic() < limit:
             time.sleep(0.001)
@@ -134,7 +133,7 @@ class CrateSynchronizer(Synchronizer, Crate):
             fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            holder = self._find_holder()
+            holder = files.flock_holder(self._fd) or "an unknown process"
             raise WriterBusy(
                 f"{self._path} has a writer: {holder}. There is one at a time; it keeps the place until it closes its "
                 "handle or dies.",
@@ -149,21 +148,6 @@ class CrateSynchronizer(Synchronizer, Crate):
         self._writer_lock = lock
         self._start_crate()
 
-    def _find_holder(self) -> str:
-        """flock stores nobody's name, but the kernel lists its locks (of this pid namespace)."""
-        status = os.fstat(self._fd)
-        where = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-        for line in Path("/proc/locks").read_text().splitlines():
-            fields = line.split()
-            if "FLOCK" in fields and where in fields:
-                pid = fields[fields.index(where) - 1]
-                try:
-                    name = Path(f"/proc/{pid}/comm").read_text().strip()
-                except OSError:
-                    return f"pid {pid}"
-                return f"pid {pid} ({name})"
-        return "an unknown process"
-
     def _check_path(self) -> None:
         files.check_same(self._fd, self._path)
 
@@ -174,7 +158,7 @@ class CrateSynchronizer(Synchronizer, Crate):
             self._writer_lock = None
 
     def close(self) -> None:
-        """Ends this handle; idempotent. Results that are still held stay counted, and valid up to the writer's grace."""
+        """Ends this handle; idempotent. Results that are still held stay counted, and valid for the writer's grace."""
         if not self._is_closed:
             self._close()
             self._let_go()

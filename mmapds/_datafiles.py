@@ -20,7 +20,7 @@ _WRITE = FLAGS["READ"] | FLAGS["WRITE"]
 
 
 class CrateDataFiles:
-    """``<prefix>_data_0`` and ``_1`` as the crate mmap-sync makes them: 0640, exactly as large as their largest value."""
+    """``<prefix>_data_0`` and ``_1`` as the crate mmap-sync makes them: 0640, as large as their largest value."""
 
     start = 0  # where the value begins
     permissions = 0o640

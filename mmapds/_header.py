@@ -81,8 +81,8 @@ def new_header(
     text = schema.text.encode() if schema else b""
     if len(text) > kernel.SCHEMA_TEXT:
         raise ValueError(
-            f"the codec's name and the schema text are {len(text):,} bytes, a header holds {kernel.SCHEMA_TEXT:,}: pass a "
-            "shorter schema= (a digest of yours, say), or an object with encode, decode and a short name as codec="
+            f"codec name and schema text are {len(text):,} bytes, a header holds {kernel.SCHEMA_TEXT:,}: pass "
+            "a shorter schema= (a digest of yours, say), or an object with encode, decode and a short name as codec="
         )
     digest = schema.hash if schema else bytes(16)
     fixed = _IMMUTABLE.pack(

@@ -47,7 +47,7 @@ from mmapds._header import (
 )
 from mmapds._native import kernel
 from mmapds._native.kernel import LockFile
-from mmapds.errors import IncompatibleFormat, MappingLost, UnsupportedFilesystem
+from mmapds.errors import DurabilityFailed, IncompatibleFormat, MappingLost, UnsupportedFilesystem
 
 __all__ = [
     "ANY_FILESYSTEM",
@@ -60,6 +60,7 @@ __all__ = [
     "check_filesystem",
     "check_same",
     "create",
+    "flock_holder",
     "growing",
     "identity_of",
     "new_header",
@@ -110,9 +111,20 @@ def sync_directory(path: str) -> None:
     """Makes a new name, or a rename, survive power loss."""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd, path)
     finally:
         os.close(fd)
+
+
+def sync(fd: int, path: str) -> None:
+    """fsync; DurabilityFailed if the disk did not take it: a repeated fsync that succeeds would prove nothing."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise DurabilityFailed(
+            f"{path}: the disk did not take what was written ({error.strerror}). Check the disk, then write again.",
+            path=path,
+        ) from error
 
 
 @contextmanager
@@ -169,32 +181,38 @@ def create(path: str, page: bytearray, size: int, *, durability: str, permission
         set_origin(fd, page)
         os.pwrite(fd, page, 0)
         if durability == "power":
-            os.fsync(fd)
+            sync(fd, path)
         publish()
         if durability == "power":
             sync_directory(path)
 
 
 def open_regular(path: str, *, writable: bool) -> int:
-    """A descriptor of a regular file; anything else is refused before it is touched."""
-    mode = os.lstat(path).st_mode
-    if not stat.S_ISREG(mode):
-        what = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO"}.get(
-            stat.S_IFMT(mode), "a device or socket"
-        )
-        kind = IsADirectoryError if stat.S_ISDIR(mode) else IncompatibleFormat
-        raise kind(f"{path} is {what}; mmapds opens regular files only: give the path of the file itself")
-    flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    """A descriptor of a regular file; anything else is refused before it is touched.
+
+    First without access (``O_PATH``), which neither waits for a FIFO's other end nor makes overlayfs copy the file;
+    what is then opened for access is that very file, whatever the path names by then.
+    """
+    seen = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fd = os.open(path, flags)
-    except OSError as error:
-        if writable and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            error.add_note("mode='readonly' needs no write permission")
-        raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):  # replaced in between
-        os.close(fd)
-        raise IncompatibleFormat(f"{path} is not a regular file")
-    return fd
+        mode = os.fstat(seen).st_mode
+        if not stat.S_ISREG(mode):
+            what = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO"}.get(
+                stat.S_IFMT(mode), "a device or socket"
+            )
+            kind = IsADirectoryError if stat.S_ISDIR(mode) else IncompatibleFormat
+            raise kind(f"{path} is {what}; mmapds opens regular files only: give the path of the file itself")
+        if writable:
+            check_filesystem(seen, path, "process")
+        try:
+            return os.open(f"/proc/self/fd/{seen}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        except OSError as error:
+            error.filename = path
+            if writable and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                error.add_note("mode='readonly' needs no write permission")
+            raise
+    finally:
+        os.close(seen)
 
 
 def open_locks(fd: int, path: str) -> LockFile:
@@ -214,6 +232,21 @@ def growing(fd: int, path: str) -> Iterator[None]:
         yield
     finally:
         locks.close()
+
+
+def flock_holder(fd: int) -> str | None:
+    """Who has the flock on a file, for people: the kernel lists its locks, those of this pid namespace."""
+    status = os.fstat(fd)
+    where = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if "FLOCK" in fields and "WRITE" in fields and where in fields:
+            pid = fields[fields.index(where) - 1]
+            try:
+                return f"pid {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+            except OSError:
+                return f"pid {pid}"
+    return None
 
 
 def check_same(fd: int, path: str) -> None:
@@ -269,7 +302,7 @@ class OpenFile:
         check_same(self.fd, self.path)
 
     def same_origin(self) -> bool:
-        """Whether the volatile words were last valid on this boot, and in this very file, not in what it is a copy of."""
+        """Whether the volatile words were last valid on this boot, and in this very file, not one it is a copy of."""
         status = os.fstat(self.fd)
         expected = boot_id() + status.st_dev.to_bytes(8, "little") + status.st_ino.to_bytes(8, "little")
         return os.pread(self.fd, 32, ORIGIN.start) == expected
@@ -281,6 +314,8 @@ class OpenFile:
         runs recovery again; `recover` must come to the same result when it is repeated. If somebody is alive, the file
         is in use on this kernel and its words are valid (containers may have boot ids of their own).
         """
+        if self.same_origin():  # the usual case: nothing to wait for, even if somebody was stopped while he has byte 0
+            return
         locks = self.live_locks()
         with locks.held(kernel.LOCK_OPEN):
             if self.same_origin():
@@ -293,7 +328,7 @@ class OpenFile:
                 set_origin(self.fd, page)
                 os.pwrite(self.fd, page[ORIGIN], ORIGIN.start)
                 if self.header.durability == "power":
-                    os.fsync(self.fd)
+                    sync(self.fd, self.path)
 
     def settled(self) -> bool:
         """For those who may not write: whether the volatile words can be trusted as they are.
@@ -317,7 +352,7 @@ class OpenFile:
         return parse_header(os.pread(self.fd, kernel.PAGE, 0), self.path).holder
 
     def close(self, _close: Callable[[int], None] = os.close) -> None:
-        """Closes the descriptor, and lets go of the one for locking, which a reader's slot may still need. Idempotent."""
+        """Closes the descriptor, and lets go of the one for locking, which a slot may still need. Idempotent."""
         self.locks = None
         if self.fd >= 0:
             fd, self.fd = self.fd, -1

@@ -301,7 +301,7 @@ class Region(Stream):
         copied: list[tuple[Mapping, int, int]] = []
         self._replace(mapping, size)
         try:
-            copied.extend((old, *span) for old in self._older if (span := old.detach(size)))
+            copied.extend((old, *span) for old in self._older if (span := old.detach(file.fd, size)))
             os.ftruncate(file.fd, size)
         except BaseException:
             if file.size > size:
@@ -389,7 +389,7 @@ class Region(Stream):
 
     def __del__(self) -> None:
         try:
-            if getattr(self, "_warn", False):
+            if getattr(self, "_warn", False) and self._epoch == kernel.fork_count():
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
         finally:
             if hasattr(self, "_epoch"):

@@ -34,7 +34,15 @@ from mmapds._datafiles import DataFiles
 from mmapds._native import kernel
 from mmapds._native.region import FLAGS, Mapping
 from mmapds._native.writer import Writer, WriteResult
-from mmapds.errors import Closed, CorruptionError, IncompatibleFormat, ProtocolMismatch, SchemaMismatch, WriterBusy
+from mmapds.errors import (
+    Closed,
+    CorruptionError,
+    DurabilityFailed,
+    IncompatibleFormat,
+    ProtocolMismatch,
+    SchemaMismatch,
+    WriterBusy,
+)
 from mmapds.region import Mode, StrPath, check_mode
 
 _READ = FLAGS["READ"]
@@ -126,8 +134,8 @@ class Synchronizer(Writer):
                 )
             if header.options[0] != kernel.SLOTS:
                 raise IncompatibleFormat(
-                    f"{self._path} has {header.options[0]} reader slots, this release knows {kernel.SLOTS}: use the one "
-                    "that wrote it"
+                    f"{self._path} has {header.options[0]} reader slots, this release knows {kernel.SLOTS}: use the "
+                    "one that wrote it"
                 )
             self._data = DataFiles(self.prefix, self._file, populate=populate)
             self._start(verify)
@@ -179,7 +187,12 @@ class Synchronizer(Writer):
             control = copy
         self._open(control, verify=verify, unregistered=True)
         if self._foreign:
-            self._recover_after_boot()
+            try:
+                self._recover_after_boot()
+            except CorruptionError:
+                if not self._file.settled():  # else somebody has recovered it meanwhile, and may have written
+                    raise
+                self._refresh()
         if self.mode == "private":
             if super().version:
                 with self.read() as result:
@@ -239,8 +252,11 @@ class Synchronizer(Writer):
             if self._is_closed:
                 raise Closed("this Synchronizer is closed")
             locks = self._file.live_locks()
-            with locks.held(kernel.LOCK_OPEN, shared=True):  # nobody resets the slots meanwhile
-                found = self._take_slot(locks)
+            # Nobody resets the slots meanwhile; and if somebody does just now, or was stopped in it, this read copies.
+            with locks.held(kernel.LOCK_OPEN, shared=True, wait=False) as registry:
+                if not registry.got:
+                    return False
+                found: bool = self._take_slot(locks)
         if not found:
             self._retry = now + _RETRY
         return found
@@ -294,18 +310,26 @@ class Synchronizer(Writer):
         Pages whose flush failed are clean although the disk does not have them: they are made dirty again first.
         """
         sequence = super().version
-        if not sequence:
-            return
-        _, size, digest, _ = self._record(sequence & 1)
-        active = self._data.target(sequence & 1, size, False)
-        with memoryview(active)[kernel.PAGE : kernel.PAGE + size] as data:
-            whole = xxhash.xxh3_64_intdigest(data) == digest
-        if whole:  # else the kernel has dropped it: the version to be written replaces it
-            self._redirty(active, kernel.PAGE + size)
-            self._durable(active, kernel.PAGE + size)
-        files.sync_directory(self._path)
+        if sequence:
+            _, size, digest, _ = self._record(sequence & 1)
+            active = self._data.target(sequence & 1, size, False)
+            with memoryview(active)[kernel.PAGE : kernel.PAGE + size] as data:
+                whole = xxhash.xxh3_64_intdigest(data) == digest
+            if whole:  # else the kernel has dropped it: the version to be written replaces it
+                self._redirty(active, kernel.PAGE + size)
+                self._durable(active, kernel.PAGE + size)
+        self._sync_names()
         self._redirty_control()
         self._durable_control()
+
+    def _sync_names(self) -> None:
+        """Makes the names of the three files durable."""
+        try:
+            files.sync_directory(self._path)
+        except DurabilityFailed:
+            self._set_failed(True)
+            raise
+        self._names_synced()
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
@@ -318,10 +342,10 @@ class Synchronizer(Writer):
             raise
 
     def _let_go(self) -> None:
-        """A poisoned handle gives up what others wait for."""
+        """A poisoned handle gives its place as the writer back."""
         self._stop_writing()
-        if self._file.locks is not None:
-            self._file.locks.close()
+        if self._file.locks is not None and self._file.locks.usable:
+            self._file.locks.unlock(kernel.LOCK_WRITER)
 
     def close(self) -> None:
         """Ends this handle; idempotent. Results that are still held, and their views, stay valid until they go."""

@@ -14,6 +14,7 @@
 #include <linux/futex.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -100,6 +101,15 @@ static inline int kernel_rename_new(const char *from, const char *to)
     return syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 1 /* RENAME_NOREPLACE */) == 0 ? 0 : -errno;
 }
 
+/* Bytes that the file system of `fd` has left, for root; INT64_MAX if it does not say. */
+static inline int64_t kernel_room(int fd)
+{
+    struct statfs found;
+    if (fstatfs(fd, &found) != 0 || found.f_blocks == 0 || found.f_bfree > (uint64_t)(INT64_MAX / found.f_bsize))
+        return INT64_MAX;
+    return (int64_t)found.f_bfree * found.f_bsize;
+}
+
 /* Growing a file takes three steps, so that a full disk fails in the first, with the size as it was, and so that
    nothing ever makes the file smaller than somebody else has made it meanwhile. First blocks, without the size: file
    systems keep what they got when they run out in the middle. */
@@ -174,6 +184,24 @@ static inline int kernel_failed(const void *mapped)
 {
     intptr_t value = (intptr_t)mapped;
     return value < 0 && value > -4096 ? (int)-value : 0;
+}
+
+/* Copies bytes [start, end) of the file `fd`, which are mapped at `from`, to `to`, which is zero; skips holes. */
+static inline void kernel_copy_data(char *to, const char *from, int fd, int64_t start, int64_t end)
+{
+    for (int64_t at = start, data, hole; at < end; at = hole) {
+        data = lseek(fd, at, SEEK_DATA);
+        if (data < 0 && errno == ENXIO)
+            return;
+        hole = data < at ? -1 : lseek(fd, data, SEEK_HOLE);
+        if (hole <= data) /* the file system does not say */
+            data = at, hole = end;
+        if (data >= end)
+            return;
+        if (hole > end)
+            hole = end;
+        memcpy(to + (data - start), from + (data - start), hole - data);
+    }
 }
 
 /* The mark that the SIGBUS handler leaves, which runs in this thread, in the middle of the access: the fence keeps the

@@ -11,7 +11,7 @@ mutexes because they put libc's own pointers into the file.
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EINTR
+from libc.errno cimport EAGAIN, EINTR, ENOSPC
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 
 import os
@@ -273,6 +273,8 @@ def allocate(int fd, int64_t length):
         raise_errno(<int>-size, None)
     if size >= length:
         return
+    if length - size > kernel_room(fd):
+        raise_errno(ENOSPC, None)           # without filling the disk for a moment, which others would notice
     try:
         while done < length:
             step = min(STEP, length - done)

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from mmapds._native.kernel cimport LockFile
 from mmapds._native.region cimport Mapping
+from mmapds._native.results cimport Pins, ReadResult
 
 
 cdef extern from "layout.h" nogil:
@@ -42,17 +43,6 @@ cdef extern from "leftright.h" nogil:
     void leftright_detach(mmapds_sync *sync, int slot)
     int leftright_reclaim(mmapds_sync *sync, int slot, int fd)
     void leftright_publish(mmapds_sync *sync, uint64_t sequence, uint64_t size, uint64_t hash)
-
-
-cdef class ReadResult
-
-
-cdef class Pins:
-    """What a result gives its pin back to. Not known to the collector, which could clear it before the result."""
-    cdef Mapping control                # keeps the words mapped
-    cdef uint64_t registered            # the fork epoch in which the pins are ours
-    cdef const uint64_t *epoch
-    cdef void unpin(self, int index) noexcept
 
 
 cdef class Slot(Pins):
@@ -106,29 +96,12 @@ cdef class LeftRight:
     cdef void leave_slot(self) noexcept
     cdef int settle(self, ReadResult result, uint64_t version) except -1
     cdef int switch(self, ReadResult result, uint64_t version) except -1
-    cdef int check_record(self, uint64_t version, uint64_t sequence, uint64_t size, uint64_t hash,
-                          uint64_t check) except -1
+    cdef bint fits(self, uint64_t version, uint64_t sequence, uint64_t size, uint64_t hash, uint64_t check) noexcept
+    cdef int damaged(self, uint64_t version, uint64_t sequence, uint64_t size) except -1
+    cdef int not_initialised(self) except -1
+    cdef int give_up(self) except -1
     cdef int missing(self, uint64_t version, uint64_t size, int index) except -1
     cdef void keep(self, int index, Mapping mapping, uint64_t generation) noexcept
     cdef int verify_hash(self, Mapping mapping, char *base, Py_ssize_t size, uint64_t hash, uint64_t version) except -1
     cdef int hold(self, ReadResult result, bytes data, uint64_t version) except -1
     cdef int copy(self, ReadResult result) except -1
-
-
-cdef class ReadResult:
-    """One version, held until it is released and the last buffer exported from it is gone."""
-    cdef LeftRight owner                # for its codec
-    cdef Pins pins                      # whom to give the pin back to
-    cdef bint pinned
-    cdef Mapping mapping
-    cdef bytes held
-    cdef char *base
-    cdef Py_ssize_t size
-    cdef readonly uint64_t version
-    cdef int index
-    cdef Py_ssize_t exports
-    cdef readonly bint switched
-    cdef readonly bint copied
-    cdef bint released
-    cdef void unpin(self) noexcept
-    cdef int usable(self) except -1

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
+# cython: language_level=3, boundscheck=False, wraparound=False, auto_pickle=False
 """The reading half of a Synchronizer handle.
 
 The protocol, and why it is right, is in leftright.h; this is what surrounds it in a process: results that hold a pin
@@ -14,7 +14,6 @@ value, which could make it part of a cycle that only the collector ends, with th
 """
 
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory, PyMemoryView_FromObject
@@ -30,6 +29,7 @@ from mmapds._native.kernel cimport (
     F_WRLCK, LockFile, deadline, epoch_word, kernel_clock_ns, kernel_futex_wait, kernel_lock, kernel_sleep_ns, raise_errno,
 )
 from mmapds._native.region cimport Mapping
+from mmapds._native.results cimport Pins, ReadResult
 
 from xxhash import xxh3_64_intdigest
 
@@ -38,15 +38,6 @@ from mmapds.errors import Closed, CorruptionError, DurabilityFailed, ForkedHandl
 
 cdef int64_t SLICE = 100000000          # ns: no sleep is longer, because a writer may die before it wakes us
 cdef int64_t POLL = 500000              # ns: readers that cannot say that they wait
-
-
-# ---- results -------------------------------------------------------------------------------------------------------
-
-@cython.no_gc
-cdef class Pins:
-
-    cdef void unpin(self, int index) noexcept:
-        pass
 
 
 @cython.final
@@ -72,82 +63,11 @@ cdef class Slot(Pins):
         self.end()
 
 
-@cython.final
-@cython.freelist(16)
-@cython.no_gc_clear
-cdef class ReadResult:
-    """One version of the value, held until it is released and the last view of it is gone.
-
-    A context manager. The writer never changes or invalidates what a result, or a memoryview or array made from it,
-    still holds. Not to be used in the child of a fork: it is the parent's, and raises `ForkedHandle` there.
-    """
-
-    def __dealloc__(self):
-        if self.pinned:
-            self.pins.unpin(self.index)
-
-    cdef void unpin(self) noexcept:
-        if self.pinned:
-            self.pinned = False
-            self.pins.unpin(self.index)
-
-    cdef int usable(self) except -1:
-        if self.released:
-            raise Closed("this result was released: read again")
-        if self.pinned and self.pins.registered != self.pins.epoch[0]:
-            raise ForkedHandle("this result belongs to the parent of this process: read again")
-        if self.mapping is not None:
-            self.mapping.check()
-        return 0
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        self.usable()
-        PyBuffer_FillInfo(view, self, self.base, self.size, 1, flags)
-        self.exports += 1
-
-    def __releasebuffer__(self, Py_buffer *view):
-        self.exports -= 1
-        if self.exports == 0 and self.released:
-            self.unpin()
-
-    @property
-    def data(self):
-        """The bytes as a read-only memoryview, zero-copy; the version is held as long as it lives."""
-        return PyMemoryView_FromObject(self)
-
-    @property
-    def value(self):
-        """The decoded value; decoded at each access. With the codecs raw and numpy it is a view, as `data` is."""
-        return self.owner._decode(PyMemoryView_FromObject(self))
-
-    def release(self):
-        """Lets go of the version, now or with the last view of it. Idempotent."""
-        self.released = True
-        if self.exports == 0:
-            self.unpin()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, value, traceback):
-        self.released = True
-        if self.exports == 0:
-            self.unpin()
-
-    def __len__(self):
-        return self.size
-
-    def __repr__(self):
-        state = "released" if self.released else f"{self.size} bytes"
-        return f"<ReadResult version {self.version} {state}>"
-
-
 # ---- the handle ----------------------------------------------------------------------------------------------------
 
 cdef uint64_t never_failed = 0
 
 
-@cython.no_gc_clear                     # a view's end may still need it; nothing in it can make a cycle by itself
 cdef class LeftRight:
 
     def __cinit__(self, *args, **kwargs):
@@ -174,6 +94,7 @@ cdef class LeftRight:
         self.is_closed = False
         self.copied = version
         self.current_copy = value
+        self.returned = 0
 
     def _close(self):
         """From now on every call raises Closed. The slot goes when the last result that holds a pin has gone."""
@@ -291,13 +212,15 @@ cdef class LeftRight:
         cdef ReadResult result
         cdef uint64_t version = 0
         cdef int index
+        # Allocated first: the collector may run meanwhile, and close or poison this very handle. From the look at the slot
+        # to the pin in the result nothing else runs.
+        result = ReadResult.__new__(ReadResult)
         if self.registered != self.epoch[0] or self.is_closed or self.pins is NULL:
             return self.read_slowly()
-        # Allocated before the pin, so that neither a MemoryError nor the collector can come between pin and result.
-        result = ReadResult.__new__(ReadResult)
         index = leftright_pin(self.sync, self.pins, &version)
         if index < 0:
-            self._not_initialised()
+            self.not_initialised()
+            return self.read()
         result.pins = self.seat
         result.pinned = True
         result.owner = self
@@ -331,16 +254,19 @@ cdef class LeftRight:
         return 0
 
     cdef int poison(self, Mapping mapping) except -1:
-        """Part of a file is gone: this handle is of no further use. It lets go of what others wait for, and of its slot,
-        which somebody else may have from now on."""
+        """Part of a file is gone: this handle is of no further use. It gives back what others wait for: its place as
+        the writer, and its slot with the last pin, because what results hold may lie in another file that is sound."""
         if self.poisoned is None:
             self.poisoned = mapping
             self.unregistered = True    # no fast path looks any more
-            if self.seat is not None:
-                self.seat.pins = NULL   # results let go of nothing any more
+            if mapping is self.control and self.seat is not None:
+                self.seat.pins = NULL   # the counts themselves may be gone
             self.leave_slot()
-            self._let_go()
+            self.give_up()
         mapping.check()
+        return 0
+
+    cdef int give_up(self) except -1:
         return 0
 
     cdef int settle(self, ReadResult result, uint64_t version) except -1:
@@ -349,12 +275,16 @@ cdef class LeftRight:
         while not self.switch(result, version):
             # The version changed while we mapped: what we mapped may be the writer's next inode.
             result.unpin()
-            self.check_open()
-            if self.registered != self.epoch[0]:
-                raise ForkedHandle("this process was forked while its parent was reading: read again")
-            index = leftright_pin(self.sync, self.pins, &version)
-            if index < 0:
-                self._not_initialised()
+            index = -1
+            while index < 0:
+                self.check_open()
+                if self.registered != self.epoch[0]:
+                    raise ForkedHandle("this process was forked while its parent was reading: read again")
+                if self.pins is NULL:
+                    raise Closed("this Synchronizer was closed while it was reading")
+                index = leftright_pin(self.sync, self.pins, &version)
+                if index < 0:
+                    self.not_initialised()
             result.pins = self.seat
             result.pinned = True
             result.index = index
@@ -370,7 +300,12 @@ cdef class LeftRight:
         # Before the file is opened: pairs with write_locked.
         cdef uint64_t generation = load_seq_cst_u64(&record.generation)
         cdef Mapping mapping, previous
-        self.check_record(version, sequence, size, hash, check)
+        if not self.fits(version, sequence, size, hash, check):
+            # A writer that has waited for us beyond its grace publishes version + 2 over this record.
+            fence_acquire()
+            if load_seq_cst_u64(&self.sync.sequence) != version:
+                return 0
+            self.damaged(version, sequence, size)
         mapping = self.map1 if index else self.map0
         if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
             mapping = self._data.map(index, size)
@@ -396,11 +331,11 @@ cdef class LeftRight:
         result.version = version
         return 1
 
-    cdef int check_record(self, uint64_t version, uint64_t sequence, uint64_t size, uint64_t hash,
-                          uint64_t check) except -1:
-        if sequence == version and size < MMAPDS_LIMIT and check == mmapds_record_check(
-                sequence, size, hash, self.sync.header.identity):
-            return 0
+    cdef bint fits(self, uint64_t version, uint64_t sequence, uint64_t size, uint64_t hash, uint64_t check) noexcept:
+        return sequence == version and size < MMAPDS_LIMIT and check == mmapds_record_check(
+            sequence, size, hash, self.sync.header.identity)
+
+    cdef int damaged(self, uint64_t version, uint64_t sequence, uint64_t size) except -1:
         self.check_lost()
         raise CorruptionError(
             f"{self.control.path}: the record of version {version} is damaged (it says version {sequence}, {size} bytes): "
@@ -433,18 +368,24 @@ cdef class LeftRight:
             )
         return 0
 
-    def _not_initialised(self):
+    cdef int not_initialised(self) except -1:
+        """V was 0. Raises, unless somebody has published since."""
         cdef int index
+        cdef uint64_t later = 0
         self.check_lost()
         if self.sync is not NULL:
             for index in range(2):
-                # Version 1 without V may be what a writer's death has left; with any later one, V has been something else.
                 sequence, _, _, right = self._record(index)
-                if right and sequence > 1:
-                    raise CorruptionError(
-                        f"{self.control.path}: it says that nothing has been published, and has a record of version "
-                        f"{sequence}: restore a copy, or remove the three files to begin anew"
-                    )
+                if right:
+                    later = max(later, sequence)
+            if load_seq_cst_u64(self.word) != 0:
+                return 0
+            # Version 1 without V may be what a writer's death has left; with any later one, V has been something else.
+            if later > 1:
+                raise CorruptionError(
+                    f"{self.control.path}: it says that nothing has been published, and has a record of version {later}: "
+                    "restore a copy, or remove the three files to begin anew"
+                )
         raise NotInitialised(
             f"{self.control.path}: nothing has been published yet: write() first, or wait() for a writer"
         )
@@ -474,7 +415,7 @@ cdef class LeftRight:
         """Fills the result with a copy of the newest version, without a slot."""
         cdef uint64_t version, size, hash, check, sequence, generation
         cdef mmapds_record *record
-        cdef Mapping mapping
+        cdef Mapping mapping, control
         cdef bytes data
         cdef char *source
         cdef char *target
@@ -490,7 +431,8 @@ cdef class LeftRight:
             PyErr_CheckSignals()
             version = load_seq_cst_u64(&self.sync.sequence)     # pairs with leftright_publish
             if version == 0:
-                self._not_initialised()
+                self.not_initialised()
+                continue
             if version == self.copied and self.current_copy is not None:
                 return self.hold(result, self.current_copy, version)
             index = <int>(version & 1)
@@ -503,7 +445,8 @@ cdef class LeftRight:
             fence_acquire()
             if load_seq_cst_u64(&self.sync.sequence) != version:
                 continue
-            self.check_record(version, sequence, size, hash, check)
+            if not self.fits(version, sequence, size, hash, check):
+                self.damaged(version, sequence, size)
             mapping = self.map1 if index else self.map0
             if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
                 mapping = self._data.map(index, size)
@@ -519,6 +462,10 @@ cdef class LeftRight:
                 memcpy(target, source, size)
             fence_acquire()             # pairs with the fence in write_locked: the data before V
             if load_seq_cst_u64(&self.sync.sequence) != version:
+                continue
+            control = self.control
+            self._refresh()             # a V of our own says nothing about a writer that has come to life meanwhile
+            if self.control is not control:
                 continue
             if mapping.lost:
                 self.poison(mapping)

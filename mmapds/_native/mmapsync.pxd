@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from mmapds._native.leftright cimport Pins
+from mmapds._native.results cimport Pins
 from mmapds._native.writer cimport Writer
 
 

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
+# cython: language_level=3, boundscheck=False, wraparound=False, auto_pickle=False
 """A Synchronizer handle that speaks the protocol of the Rust crate mmap-sync; the protocol is argued in mmapsync.h.
 
 Results, waiting, the cache of `load` and the writer's mutex are the default protocol's; what differs is pinning (counts
@@ -17,8 +17,9 @@ from mmapds._native.atomics cimport (
     fence_acquire, load_seq_cst_u32, load_seq_cst_u64, store_seq_cst_u32, store_seq_cst_u64,
 )
 from mmapds._native.kernel cimport deadline, kernel_clock_ns, kernel_sleep_ns
-from mmapds._native.leftright cimport LeftRight, MMAPDS_LIMIT, Pins, ReadResult
+from mmapds._native.leftright cimport LeftRight, MMAPDS_LIMIT
 from mmapds._native.region cimport Mapping
+from mmapds._native.results cimport Pins, ReadResult
 from mmapds._native.writer cimport WriteResult, Writer
 
 from xxhash import xxh3_64_intdigest
@@ -84,7 +85,7 @@ cdef class Crate(Writer):
                 self.count()
             index = mmapsync_pin(self.state, &version)
             if index < 0:
-                self._not_initialised()
+                self.not_initialised()
             result.pins = self.counts
             result.pinned = True
             result.index = index
@@ -148,7 +149,7 @@ cdef class Crate(Writer):
             self.check_lost()
             version = load_seq_cst_u64(self.word)       # pairs with the store that publishes
             if version == 0:
-                self._not_initialised()
+                self.not_initialised()
             size = size_of(version)
             self.map_crate(version, <int>(version & 1))
             mapping = self.map1 if version & 1 else self.map0

@@ -29,8 +29,8 @@ from mmapds._native.atomics cimport (
 )
 from mmapds._native.kernel cimport (
     MADV_POPULATE_READ, MADV_POPULATE_WRITE, deadline, guard_add, guard_remove, guard_resize, kernel_clock_ns,
-    kernel_failed, kernel_futex_wait, kernel_futex_wake, kernel_lost, kernel_map, kernel_page_size, kernel_resident,
-    raise_errno,
+    kernel_copy_data, kernel_failed, kernel_futex_wait, kernel_futex_wake, kernel_lost, kernel_map, kernel_page_size,
+    kernel_resident, raise_errno,
 )
 from mmapds.errors import Closed, MappingLost
 
@@ -168,7 +168,7 @@ cdef class Mapping:
         self.size = size
         return True
 
-    def detach(self, Py_ssize_t size):
+    def detach(self, int fd, Py_ssize_t size):
         """Before the file shrinks to `size`: if somebody looks at the mapping, pages wholly behind the new end become
         private copies, so that views keep what they saw and do not fault. Returns the range, or None. The page with the
         new end in it stays shared; the kernel zeroes its rest."""
@@ -179,13 +179,13 @@ cdef class Mapping:
         cdef int failed
         if tail <= 0 or not self.borrowed:
             return None
-        copy = kernel_map(NULL, tail, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        copy = kernel_map(NULL, tail, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         failed = kernel_failed(copy)
         if failed:
             raise_errno(failed, self.path)
         self.borrowed += 1
         with nogil:
-            memcpy(copy, self.base + start, tail)
+            kernel_copy_data(<char *>copy, self.base + start, fd, start, start + tail)
             moved = mremap(copy, tail, tail, MREMAP_MAYMOVE | MREMAP_FIXED, self.base + start)
             failed = errno if moved != self.base + start else 0
             if failed:

@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, auto_pickle=False
 """The yardstick of the benchmarks: what a call costs that does nothing.
 
 `Unit.call` is the unit U, an empty method of a Cython class; `Unit.context` makes an empty Cython context manager. Both

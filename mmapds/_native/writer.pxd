@@ -24,12 +24,16 @@ cdef class Writer(LeftRight):
     cdef uint64_t mutex_epoch
     cdef unsigned long mutex_owner      # the thread that holds it, or 0
     cdef int lock_fd
+    cdef bint names                     # a name may not be durable yet
+    cdef bint gives_up                  # poisoned, and still the writer
 
     cdef int enter(self) except -1
     cdef void leave(self) noexcept
     cdef object write_locked(self, char *source, Py_ssize_t size, object immutable, double grace)
     cdef uint64_t store(self, Mapping target, char *base, char *source, Py_ssize_t size, object immutable) except? 0
     cdef int sync_range(self, Mapping mapping, Py_ssize_t size) except -1
+    cdef Mapping name(self, int index, Py_ssize_t size, bint renew)
+    cdef int install(self, int index) except -1
     cdef int durable(self, Mapping mapping, Py_ssize_t size) except -1
     cdef int check_writer(self) except -1
     cdef void aim(self, int index, Mapping target) noexcept

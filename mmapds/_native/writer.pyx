@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
+# cython: language_level=3, boundscheck=False, wraparound=False, auto_pickle=False
 """The writing half of a Synchronizer handle.
 
 One handle at a time is the writer: it holds the kernel's lock on byte 1 until it is closed or dies. A write fills the
@@ -92,6 +92,7 @@ cdef class Writer(LeftRight):
         memset(self.stuck, 0, sizeof(self.stuck))
         self.any_stuck[0] = self.any_stuck[1] = False
         self.lock_fd = lock_fd
+        self.names = True               # our predecessor may have died before it synced the directory
         self.writing = self.epoch[0]
 
     def _stop_writing(self):
@@ -156,8 +157,22 @@ cdef class Writer(LeftRight):
         return 0
 
     cdef void leave(self) noexcept:
+        if self.gives_up:
+            self.gives_up = False
+            self._let_go()
         self.mutex_owner = 0
         PyThread_release_lock(self.mutex)
+
+    cdef int give_up(self) except -1:
+        """Poisoned: the writer's place is given back, but not under a thread that is writing; then it does so as it
+        leaves."""
+        self.gives_up = True
+        if self.mutex is NULL or self.mutex_epoch != self.epoch[0]:
+            self.enter()
+            self.leave()
+        elif PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
+            self.leave()
+        return 0
 
     def write_bytes(self, data, double grace=1.0):
         """Publishes a bytes-like object as the next version; returns a :class:`WriteResult`.
@@ -218,7 +233,7 @@ cdef class Writer(LeftRight):
             self.poison(self.control)
         target = self.target1 if index else self.target0
         if room == HELD or target is None or target.size - MMAPDS_PAGE < size:
-            target = self._data.target(index, size, room == HELD)
+            target = self.name(index, size, room == HELD)
             if room != HELD:
                 # Perhaps somebody removed the file and this is another inode: whoever has a mapping of it maps anew.
                 fetch_add_seq_cst_u64(&sync.records[index].generation, 1)
@@ -228,7 +243,9 @@ cdef class Writer(LeftRight):
             self.durable(target, MMAPDS_PAGE + size)
         if room == HELD:
             try:
-                self._data.install(index)    # rename over data_<index>
+                self.check_lost()
+                self.check_writer()
+                self.install(index)     # rename over data_<index>
             except BaseException:
                 target = None           # which inode has the name now is not known
                 raise
@@ -237,6 +254,8 @@ cdef class Writer(LeftRight):
                 fetch_add_seq_cst_u64(&sync.records[index].generation, 1)
                 self.aim(index, target)
         self.aim(index, target)
+        if self._power and self.names:
+            self._sync_names()
         self.check_writer()
         leftright_publish(sync, sequence, size, hash)
         if self._power:
@@ -262,6 +281,34 @@ cdef class Writer(LeftRight):
             self.poison(target)
         self.check_lost()
         return hash
+
+    # Names: set while one may have been made or changed that no sync of the directory has covered, so also after an
+    # exception in the middle. A version may not be published on a name that a power cut takes back.
+
+    cdef Mapping name(self, int index, Py_ssize_t size, bint renew):
+        cdef bint names = self.names
+        self.names = True
+        try:
+            target = self._data.target(index, size, renew)
+        except DurabilityFailed:
+            self._set_failed(True)
+            raise
+        self.names = names              # what it made it has synced
+        return target
+
+    cdef int install(self, int index) except -1:
+        cdef bint names = self.names
+        self.names = True
+        try:
+            self._data.install(index)
+        except DurabilityFailed:
+            self._set_failed(True)
+            raise
+        self.names = names
+        return 0
+
+    def _names_synced(self):
+        self.names = False
 
     cdef int durable(self, Mapping mapping, Py_ssize_t size) except -1:
         try:

@@ -2,8 +2,9 @@
 
 What is compared is timed in the same rounds: every round gives each case one short slice, odd rounds in reverse order,
 so that whatever disturbs the machine (another process, a change of clock frequency, a warm-up) meets all of them alike.
-The figure of a case is its best slice: disturbance only ever adds. The median is kept too, because their quotient says
-how much there was. What the loop costs by itself is timed in the same rounds and subtracted.
+The figure of a call is its best slice: disturbance only ever adds. The median is kept too: their quotient says how much
+disturbance there was, and for a disk it is the better figure. What the loop costs by itself is timed in the same rounds
+and subtracted.
 
 A statement stands several times in the body of the loop, and the names it uses are local variables, which is the
 cheapest thing Python can do with a name; so a figure contains the call and next to nothing around it.

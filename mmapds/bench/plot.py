@@ -21,7 +21,7 @@ __all__ = ["svg"]
 
 _WIDTH = 960
 _LEFT = 330  # where the bars begin
-_RIGHT = 790  # where the scale ends; values and ratios stand behind
+_RIGHT = 700  # where the scale ends; values and ratios stand behind
 _BAR = 12
 _GAP = 10  # between groups
 _TOP = 92
@@ -29,6 +29,7 @@ _TOP = 92
 _STYLE = """
   text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; fill: #1b1f24; }
   .title { font-size: 16px; font-weight: 600; }
+  .chapter { font-weight: 600; }
   .soft { fill: #59636e; }
   .small { font-size: 11px; }
   .end { text-anchor: end; }
@@ -60,19 +61,21 @@ class _Bar:
 
 def svg(results: dict[str, Any]) -> str:
     """The chart of a run, a whole SVG document."""
-    groups = [*_promises(results), *_peers(results)]
-    longest = max((bar.ns for group in groups for bar in group), default=10.0)
-    decades = max(1, math.ceil(math.log10(longest)))
-    height = _TOP + sum(len(group) * (_BAR + 4) + _GAP for group in groups) + 40
-    scale = _Scale(decades)
-    parts = [*_head(results, height), *_grid(scale, height)]
+    chapters = (("Promises", _promises(results)), ("Other ways", _peers(results)))
+    bars = [bar for _, groups in chapters for group in groups for bar in group]
+    scale = _Scale(max(1, math.ceil(math.log10(max((bar.ns for bar in bars), default=10.0)))))
+    body: list[str] = []
     y = _TOP
-    for group in groups:
-        for bar in group:
-            parts += _draw(bar, scale, y)
-            y += _BAR + 4
+    for title, groups in chapters:
+        body.append(f'<text class="chapter" x="20" y="{y + _BAR - 2}">{title}</text>')
+        for group in groups:
+            for bar in group:
+                body += _draw(bar, scale, y)
+                y += _BAR + 4
+            y += _GAP
         y += _GAP
-    return "\n".join([*parts, "</svg>", ""])
+    height = y + 30
+    return "\n".join([*_head(results, height), *_grid(scale, height), *body, "</svg>", ""])
 
 
 class _Scale:
@@ -128,7 +131,7 @@ def _head(results: dict[str, Any], height: int) -> list[str]:
     for kind, label in (("ours", "mmapds"), ("reference", "compared with, in the same run"), ("peer", "other ways")):
         parts.append(f'<rect class="{kind}" x="{x}" y="58" width="12" height="12" rx="2"/>')
         parts.append(f'<text class="soft" x="{x + 18}" y="68">{label}</text>')
-        x += 40 + 7 * len(label)
+        x += 44 + 6 * len(label)
     return parts
 
 
@@ -137,7 +140,7 @@ def _grid(scale: _Scale, height: int) -> list[str]:
     for decade in range(scale.decades + 1):
         x = scale(10.0**decade)
         label = nanoseconds(10.0**decade).replace(".00", "").replace(".0", "")
-        parts.append(f'<line class="grid" x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{height - 32}"/>')
+        parts.append(f'<line class="grid" x1="{x:.1f}" y1="{_TOP - 4}" x2="{x:.1f}" y2="{height - 32}"/>')
         parts.append(f'<text class="soft small middle" x="{x:.1f}" y="{height - 16}">{label}</text>')
     return parts
 

@@ -40,6 +40,8 @@ def both(directory: str, *, rounds: int, seconds: float) -> dict[str, Cost] | st
         for prefix in (shared, *own):
             stack.enter_context(Synchronizer(prefix, codec="raw")).write_bytes(bytes(SMALL))
         readers = [stack.enter_context(_Reader(shared, mine, cpu)) for mine, cpu in zip(own, cpus, strict=False)]
+        for reader in readers:
+            reader.ready()
         found: dict[str, list[float]] = {kind: [] for kind in _KINDS}
         for round_ in range(rounds + 1):
             for kind in reversed(_KINDS) if round_ % 2 else _KINDS:
@@ -55,7 +57,7 @@ def both(directory: str, *, rounds: int, seconds: float) -> dict[str, Cost] | st
 
 def _cost(rates: list[float]) -> Cost:
     """From reads per nanosecond of both together to nanoseconds per read of each."""
-    times = sorted(len(("one", "other")) / rate for rate in rates)
+    times = sorted(2 / rate for rate in rates)
     return Cost(times[0], times[len(times) // 2])
 
 
@@ -68,6 +70,9 @@ class _Reader:
         assert self._process.stdin
         assert self._process.stdout
         self._in, self._out = self._process.stdin, self._process.stdout
+
+    def ready(self) -> None:
+        """Waits until it has opened its files."""
         self._answer()
 
     def order(self, kind: str, start: int, end: int) -> None:
@@ -111,17 +116,17 @@ def _serve(shared: str, own: str, cpu: str) -> None:
 
 
 def _read_until(timer: timeit.Timer, start: int, end: int) -> list[int]:
-    """How many reads there were, in how many nanoseconds."""
+    """How many reads there were, in how many nanoseconds; at least one batch, on a busy machine after the end."""
     reads = 0
-    now = time.monotonic_ns()
-    while now < start:
-        now = time.monotonic_ns()
-    began = now
-    while now < end:
+    began = time.monotonic_ns()
+    while began < start:
+        began = time.monotonic_ns()
+    while True:
         timer.timeit(_BATCH)
         reads += 10 * _BATCH
         now = time.monotonic_ns()
-    return [reads, now - began]
+        if now >= end:
+            return [reads, now - began]
 
 
 def _say(answer: list[int]) -> None:

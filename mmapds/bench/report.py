@@ -1,7 +1,8 @@
 """A run as tables: for a terminal, and as Markdown for the documentation.
 
-``python -m mmapds.bench.report RUN.json`` prints the Markdown; docs/benchmarks.md holds it word for word, and a test
-compares the two, so that no figure there is typed by hand.
+``python -m mmapds.bench.report RUN.json PAGE.md`` puts the Markdown into a page, between two marks, and the chart
+beside the run. docs/benchmarks.md is kept that way, and a test compares the two, so that no figure there is typed by
+hand.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any
 
 from mmapds.cli.output import Table
 
-__all__ = ["markdown", "nanoseconds", "tables"]
+__all__ = ["markdown", "nanoseconds", "renew", "tables"]
+
+BEGIN, END = "<!-- the run -->\n", "<!-- end of the run -->\n"
 
 _ROWS = ("what", "time", "compared with", "time", "ratio", "target", "met")
 _PEERS = ("another way", "time", "mmapds", "time", "times as long")
@@ -34,16 +37,26 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(_markdown(table) for table in tables(results))
 
 
+def renew(page: str, results: dict[str, Any]) -> str:
+    """The page with the tables of this run between its marks; ValueError if it has none."""
+    head, begin, rest = page.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN.strip()!r} and {END.strip()!r} to put the tables between")
+    return f"{head}{begin}\n{markdown(results)}\n{end}{tail}"
+
+
 def nanoseconds(value: float) -> str:
     """A time for people: three digits.
 
     >>> [nanoseconds(t) for t in (8.914, 231.2, 60_120.0, 1_234_000.0)]
     ['8.91 ns', '231 ns', '60.1 µs', '1.23 ms']
     """
-    for unit in ("ns", "µs", "ms"):  # noqa: B007 - the last one is used below
-        if value < 999.5:
-            break
+    units = ["s", "ms", "µs", "ns"]
+    unit = units.pop()
+    while value >= 999.5 and units:
         value /= 1000
+        unit = units.pop()
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f} {unit}"
 
@@ -101,5 +114,13 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _main(run: str, page: str) -> None:
+    from mmapds.bench.plot import svg
+
+    results = json.loads(Path(run).read_text(encoding="utf-8"))
+    Path(page).write_text(renew(Path(page).read_text(encoding="utf-8"), results), encoding="utf-8")
+    Path(run).with_suffix(".svg").write_text(svg(results), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(markdown(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    _main(*sys.argv[1:])

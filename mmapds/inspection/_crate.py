@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 import struct
-from pathlib import Path
 
+from mmapds import files
 from mmapds.errors import IncompatibleFormat
 from mmapds.inspection._base import (
     Finding,
@@ -41,17 +41,6 @@ def _data_path(prefix: str, index: int) -> str:
     return f"{prefix}_data_{index}"
 
 
-def _writer(fd: int) -> str | None:
-    """Who has the flock on a file, as far as the kernel lists it (locks of this pid namespace)."""
-    status = os.fstat(fd)
-    where = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        if "FLOCK" in fields and "WRITE" in fields and where in fields:
-            return f"pid {fields[fields.index(where) - 1]}"
-    return None
-
-
 # ---- in words ------------------------------------------------------------------------------------------------------
 
 
@@ -63,7 +52,7 @@ def describe_state(path: str) -> dict[str, object]:
             "what": "state file of a Synchronizer, as the Rust crate mmap-sync has it",
             **described_file(fd, path),
             "kind": "mmap-sync",
-            "writer": {"locked": _writer(fd) is not None, "holder": _writer(fd)},
+            "writer": {"locked": files.flock_holder(fd) is not None, "holder": files.flock_holder(fd)},
         }
     prefix = path.removesuffix("_state")
     found["data"] = [described_neighbour(_data_path(prefix, index)) for index in (0, 1)]
