@@ -46,6 +46,8 @@ class CrateSynchronizer(Synchronizer, Crate):
         verify: bool = True,
         checksum: Callable[[memoryview], int] | None = None,
     ) -> None:
+        if hasattr(self, "prefix"):
+            raise RuntimeError("a Synchronizer is opened once: make another")
         check_mode(mode)
         if durability not in (None, "process"):
             raise ValueError(f"durability {durability!r}: the files of mmap-sync can only have 'process'")
@@ -68,8 +70,7 @@ class CrateSynchronizer(Synchronizer, Crate):
             if mode == "private":
                 self._copy_here()
         except BaseException:
-            self._close()
-            os.close(self._fd)
+            self.close()
             raise
 
     def _open_state(self) -> int:
@@ -161,5 +162,7 @@ class CrateSynchronizer(Synchronizer, Crate):
         """Ends this handle; idempotent. Results that are still held stay counted, and valid for the writer's grace."""
         if not self._is_closed:
             self._close()
-            self._let_go()
-            os.close(self._fd)
+        self._let_go()
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)

@@ -46,6 +46,7 @@ class CrateDataFiles:
             length = os.fstat(fd).st_size
             if length < self.start + max(size, 1):
                 return None
+            length = min(length, self.start + kernel.LIMIT)  # no value is larger
             return Mapping(fd, length, _READ, self._flags, self.path(index))
         finally:
             os.close(fd)
@@ -132,13 +133,28 @@ class DataFiles(CrateDataFiles):
             os.unlink(self._new_name(index))
 
     def set_aside(self, index: int) -> None:
-        """A file that nobody reads, and whose header did not survive, would stop the writer: it gets another name."""
+        """A file that nobody reads, and whose header did not survive, would stop the writer: it gets another name.
+
+        Only what a power cut leaves (zeros, a short file, a checksum that is wrong); what is somebody else's stays.
+        """
+        path = self.path(index)
         try:
-            os.close(self.open(index, writable=True))
-        except FileNotFoundError:
+            fd = files.open_regular(path, writable=False)
+        except (FileNotFoundError, IncompatibleFormat, IsADirectoryError):
+            return
+        try:
+            page = os.pread(fd, kernel.PAGE, 0)
+            damaged = len(page) < kernel.PAGE or not any(page)
+            if not damaged:
+                files.parse_header(page, path, "syncdata")
+        except IncompatibleFormat:
             pass
-        except (CorruptionError, IncompatibleFormat):
-            os.rename(self.path(index), self.path(index) + ".damaged")
+        except CorruptionError:
+            damaged = True
+        finally:
+            os.close(fd)
+        if damaged:
+            os.rename(path, path + ".damaged")
 
     def _new_name(self, index: int) -> str:
         return self.path(index) + ".new"

@@ -39,6 +39,7 @@ from mmapds.errors import (
     CorruptionError,
     DurabilityFailed,
     IncompatibleFormat,
+    MmapdsError,
     ProtocolMismatch,
     SchemaMismatch,
     WriterBusy,
@@ -102,6 +103,8 @@ class Synchronizer(Writer):
         verify: bool = True,
         checksum: Any = None,
     ) -> None:
+        if hasattr(self, "prefix"):
+            raise RuntimeError("a Synchronizer is opened once: make another")
         check_mode(mode)
         if protocol != "mmapds":
             raise ValueError(f"protocol {protocol!r} is not 'mmapds' or 'mmap-sync'")
@@ -226,6 +229,9 @@ class Synchronizer(Writer):
                 f"{self._path}: this file was last used on another boot, or copied, and no version in it matches its "
                 "checksum. It is left as it is: restore a copy, or remove the three files to begin anew."
             )
+        if self.mode == "shared":
+            self._data.set_aside(0)
+            self._data.set_aside(1)
         self._recover(0)
 
     def _refresh(self) -> None:
@@ -251,7 +257,11 @@ class Synchronizer(Writer):
         with self._registering():
             if self._is_closed:
                 raise Closed("this Synchronizer is closed")
-            locks = self._file.live_locks()
+            try:
+                locks = self._file.live_locks()
+            except OSError:  # no permission any more, after a fork and setuid; too many open files
+                self._retry = now + _RETRY
+                return False
             # Nobody resets the slots meanwhile; and if somebody does just now, or was stopped in it, this read copies.
             with locks.held(kernel.LOCK_OPEN, shared=True, wait=False) as registry:
                 if not registry.got:
@@ -349,10 +359,9 @@ class Synchronizer(Writer):
 
     def close(self) -> None:
         """Ends this handle; idempotent. Results that are still held, and their views, stay valid until they go."""
-        if self._is_closed:
-            return
-        with self._registering():
-            self._close()
+        with self._registering():  # whatever an earlier call was interrupted in is finished
+            if not self._is_closed:
+                self._close()
             if self._file.locks is not None:
                 self._file.locks.unlock(kernel.LOCK_WRITER)  # the slot's byte stays locked as long as a result is held
             self._file.close()
@@ -377,9 +386,14 @@ class Synchronizer(Writer):
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not self._is_closed and not _finalizing():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            finally:
+                self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else f"version {self.version}"
+        try:
+            state = "closed" if self._is_closed else f"version {self.version}"
+        except MmapdsError as error:
+            state = type(error).__name__
         return f"<Synchronizer {self.prefix} {self.mode} {state}>"

@@ -26,6 +26,7 @@ cdef extern from "kernel.h" nogil:
     int64_t kernel_page_size()
     int64_t kernel_resident(void *base, size_t length)
     int64_t kernel_clock_ns()
+    int64_t kernel_coarse_ns()
     void kernel_sleep_ns(int64_t nanoseconds)
     int F_RDLCK, F_WRLCK, F_UNLCK
     int MADV_POPULATE_READ, MADV_POPULATE_WRITE

@@ -2,7 +2,7 @@
 """The writing half of a Synchronizer handle (writer.pyx)."""
 
 from cpython.pythread cimport PyThread_type_lock
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from mmapds._native.leftright cimport LeftRight
 from mmapds._native.region cimport Mapping
@@ -25,6 +25,7 @@ cdef class Writer(LeftRight):
     cdef unsigned long mutex_owner      # the thread that holds it, or 0
     cdef int lock_fd
     cdef bint names                     # a name may not be durable yet
+    cdef int64_t looked                 # when the path was looked at
     cdef bint gives_up                  # poisoned, and still the writer
 
     cdef int enter(self) except -1

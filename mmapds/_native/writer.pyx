@@ -31,7 +31,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from mmapds._native.atomics cimport fence_seq_cst, fetch_add_seq_cst_u64, fetch_or_seq_cst_u64, store_seq_cst_u64
-from mmapds._native.kernel cimport deadline, kernel_clock_ns, kernel_sleep_ns, raise_errno
+from mmapds._native.kernel cimport deadline, kernel_clock_ns, kernel_coarse_ns, kernel_sleep_ns, raise_errno
 from mmapds._native.leftright cimport (
     LeftRight, MMAPDS_LIMIT, MMAPDS_PAGE, leftright_pinned, leftright_publish, leftright_reclaim, mmapds_sync,
 )
@@ -53,6 +53,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef Py_ssize_t LARGE = 65536           # bytes from which a copy releases the GIL
 cdef int64_t PROBE = 50000000           # ns between two looks whether a pinned reader still lives
+cdef int64_t LOOK = 100000000           # ns between two looks whether the path is still ours
 cdef enum:
     FREE = 0                            # nobody pins the file
     RECLAIMED = 1                       # nobody does any more: a dead reader's pin was taken back
@@ -190,6 +191,9 @@ cdef class Writer(LeftRight):
             self.check_open()
             if not self.is_private and self.writing != self.epoch[0]:
                 self._become_writer()
+            if not self.is_private and kernel_coarse_ns() - self.looked >= LOOK:
+                self._check_path()      # writing for nobody, into files that were replaced, should be noticed
+                self.looked = kernel_coarse_ns()
             if type(data) is bytes:
                 return self.write_locked(PyBytes_AS_STRING(data), len(<bytes>data), data, grace)
             PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
