@@ -200,6 +200,9 @@ class Backing:
         if unlink is not None:
             unlink()
 
+    def __del__(self) -> None:
+        self.close()
+
 
 def _open_or_create(
     path: str, prepare: Callable[[int], None] | None, *, writable: bool, exclusive: bool, permissions: int

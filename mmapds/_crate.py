@@ -63,6 +63,8 @@ class CrateSynchronizer(Synchronizer, Crate):
         self._data = CrateDataFiles(self.prefix, populate=populate)
         self._writer_lock: LockFile | None = None
         self._fd = self._open_state()
+        status = os.fstat(self._fd)
+        self._identity = (status.st_dev, status.st_ino)
         try:
             protection = FLAGS["READ"] | (FLAGS["WRITE"] if mode == "shared" else 0)
             control = Mapping(self._fd, _STATE_SIZE, protection, FLAGS["SHARED"], self._path)
@@ -129,7 +131,7 @@ class CrateSynchronizer(Synchronizer, Crate):
             raise PermissionError(
                 errno.EACCES, "mode='readonly' never writes: open with mode='shared' or 'private'", self._path
             )
-        lock = files.open_locks(self._fd, self._path)
+        lock = files.open_locks(self._fd, self._path, self._identity)
         try:
             fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

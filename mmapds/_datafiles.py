@@ -8,6 +8,7 @@ belong to; those of mmap-sync start with the data.
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 
 from mmapds import files
@@ -118,8 +119,18 @@ class DataFiles(CrateDataFiles):
         length = _whole_pages(kernel.PAGE + max(size, 1))
         if renew:
             self.discard(index)
-        files.create(name, page, length, durability=self._durability)
+        model = self._like(index)
+        files.create(name, page, length, durability=self._durability, permissions=stat.S_IMODE(model.st_mode))
+        with suppress(PermissionError):  # whoever may give files away
+            os.chown(name, model.st_uid, model.st_gid, follow_symlinks=False)
         return self._map_target(files.open_regular(name, writable=True), index, length)
+
+    def _like(self, index: int) -> os.stat_result:
+        """Whose owner and permissions a new inode takes: an operator may have changed them to let readers in."""
+        try:
+            return os.stat(self.path(index), follow_symlinks=False)
+        except FileNotFoundError:
+            return os.fstat(self._control.fd)
 
     def install(self, index: int) -> None:
         """Gives the new inode the name of the data file, for readers who look for it from now on."""

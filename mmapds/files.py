@@ -47,7 +47,7 @@ from mmapds._header import (
 )
 from mmapds._native import kernel
 from mmapds._native.kernel import LockFile
-from mmapds.errors import DurabilityFailed, IncompatibleFormat, MappingLost, UnsupportedFilesystem
+from mmapds.errors import DurabilityFailed, ForkedHandle, IncompatibleFormat, MappingLost, UnsupportedFilesystem
 
 __all__ = [
     "ANY_FILESYSTEM",
@@ -215,12 +215,21 @@ def open_regular(path: str, *, writable: bool) -> int:
         os.close(seen)
 
 
-def open_locks(fd: int, path: str) -> LockFile:
+def open_locks(fd: int, path: str, identity: tuple[int, int] | None = None) -> LockFile:
     """A descriptor of the same file for locking alone.
 
-    Through /proc, so that it is that file even if the path has another by now.
+    Through /proc, so that it is that file even if the path has another by now. `identity` is its (st_dev, st_ino) when
+    it was opened: a daemon that closes all descriptors after a fork may have another file under the number.
     """
-    return LockFile(fd, path)
+    locks = LockFile(fd, path)
+    status = os.fstat(locks.fd)
+    if identity is not None and identity != (status.st_dev, status.st_ino):
+        locks.close()
+        raise ForkedHandle(
+            f"{path}: the descriptor of this handle was closed, as daemons do after a fork, and another file has its "
+            "number: open a handle of your own in this process"
+        )
+    return locks
 
 
 @contextmanager
@@ -268,7 +277,7 @@ def check_same(fd: int, path: str) -> None:
 class OpenFile:
     """A file of ours, open: its descriptor, its header as it was at open, its lock descriptor if it may be written."""
 
-    __slots__ = ("fd", "header", "locks", "path", "writable")
+    __slots__ = ("fd", "header", "identity", "locks", "path", "writable")
 
     def __init__(self, path: str, kind: str, *, writable: bool) -> None:
         self.path = path
@@ -277,10 +286,12 @@ class OpenFile:
         self.fd = -1
         self.fd = open_regular(path, writable=writable)
         try:
+            status = os.fstat(self.fd)
+            self.identity = (status.st_dev, status.st_ino)
             self.header = parse_header(os.pread(self.fd, kernel.PAGE, 0), path, kind)
             check_filesystem(self.fd, path, self.header.durability)
             if writable:
-                self.locks = open_locks(self.fd, path)
+                self.locks = open_locks(self.fd, path, self.identity)
         except BaseException:
             self.close()
             raise
@@ -294,7 +305,7 @@ class OpenFile:
         """The lock descriptor of this process: opened anew in the child of a fork."""
         assert self.writable
         if self.locks is None or not self.locks.usable:
-            self.locks = open_locks(self.fd, self.path)
+            self.locks = open_locks(self.fd, self.path, self.identity)
         return self.locks
 
     def check_path(self) -> None:

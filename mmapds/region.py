@@ -24,8 +24,6 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -68,9 +66,8 @@ class Region(Stream):
     fixed_size: bool
     growth_limit: int
     _file: Backing
-    _warn: bool
     _mutex: threading.RLock
-    _changing: bool
+    _resizing: bool
     _older: list[Mapping]
     _epoch: int
 
@@ -163,7 +160,7 @@ class Region(Stream):
             extra = FLAGS["POPULATE"] if populate else 0
             if address is not None:
                 extra |= FLAGS["FIXED_NOREPLACE"]
-            self._start(file.map(wanted, extra, address or 0))
+            self._use(file.map(wanted, extra, address or 0), mode != "private")
             if auto_unlink:
                 file.auto_unlink()
         except BaseException:
@@ -194,7 +191,7 @@ class Region(Stream):
         file = Backing(None, "shared", flags=FLAGS["SHARED"], reserve=reserve, lock_memory=lock_memory)
         self = cls._new(file, fixed_size, growth_limit)
         try:
-            self._start(file.map(file.memory(size, huge_pages), FLAGS["POPULATE"] if populate else 0))
+            self._use(file.map(file.memory(size, huge_pages), FLAGS["POPULATE"] if populate else 0), True)
         except BaseException:
             self.close()
             raise
@@ -210,33 +207,25 @@ class Region(Stream):
         self.fixed_size = fixed_size
         self.growth_limit = growth_limit
         self._file = file
-        self._warn = False
         self._mutex = threading.RLock()
-        self._changing = False
+        self._resizing = False
         self._older = []
         self._epoch = kernel.fork_count()
         return self
 
-    def _start(self, mapping: Mapping) -> None:
-        self._use(mapping, self.mode != "private")
-        self._warn = True
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self) -> threading.RLock:
         """Threads that change what is mapped take turns; a signal handler that interrupted one of them cannot wait."""
         if self._epoch != kernel.fork_count():  # no thread of the parent is here
-            self._mutex, self._changing, self._epoch = threading.RLock(), False, kernel.fork_count()
-        with self._mutex:
-            if self._changing:
-                raise RuntimeError("a signal handler cannot resize or close the region whose resize() it interrupted")
-            self._changing = True
-            try:
-                yield
-            finally:
-                self._changing = False
+            self._mutex, self._resizing, self._epoch = threading.RLock(), False, kernel.fork_count()
+        return self._mutex
+
+    def _check_not_resizing(self) -> None:
+        if self._resizing:
+            raise RuntimeError("a signal handler cannot resize or close the region whose resize() it interrupted")
 
     def _range(self, offset: int, length: int | None) -> tuple[int, int]:
-        """Checked start and end."""
+        """Start and end, checked."""
+        self._mapping.ensure()
         end = len(self) if length is None else offset + length
         if not 0 <= offset <= end <= len(self):
             raise ValueError(f"offset {offset} and length {length} are not within the region's {len(self)} bytes")
@@ -260,30 +249,36 @@ class Region(Stream):
         if self.fixed_size:
             raise ValueError(f"{self.path or 'the region'} was opened with fixed_size=True")
         with self._exclusive():
-            old = len(self)
-            mapping = self._mapping
-            mapping.ensure()
-            if size is None:
-                size = self._file.size if self.mode == "readonly" else old + min(old, self.growth_limit)
-            if size <= 0:
-                raise ValueError(f"size {size}: a region has at least one byte")
-            size = self._file.whole(size)
-            if size == old:
-                return old
-            if self.mode == "private":
-                return self._resize_private(mapping, old, size)
-            if self.mode == "readonly":
-                if size > (there := self._file.size):
-                    raise ValueError(f"{self.path} has {there} bytes: mode='readonly' does not grow a file")
-                self._enlarge(mapping, old, size)
-                return size
-            with self._file.growing():
-                if size > old:
-                    self._file.allocate(size)
-                    self._enlarge(mapping, old, size)
-                else:
-                    self._shrink(mapping, size)
+            self._check_not_resizing()
+            self._resizing = True
+            try:
+                return self._resize(self._mapping, len(self), size)
+            finally:
+                self._resizing = False
+
+    def _resize(self, mapping: Mapping, old: int, size: int | None) -> int:
+        mapping.ensure()
+        if size is None:
+            size = self._file.size if self.mode == "readonly" else old + min(old, self.growth_limit)
+        if size <= 0:
+            raise ValueError(f"size {size}: a region has at least one byte")
+        size = self._file.whole(size)
+        if size == old:
+            return old
+        if self.mode == "private":
+            return self._resize_private(mapping, old, size)
+        if self.mode == "readonly":
+            if size > (there := self._file.size):
+                raise ValueError(f"{self.path} has {there} bytes: mode='readonly' does not grow a file")
+            self._enlarge(mapping, old, size)
             return size
+        with self._file.growing():
+            if size > old:
+                self._file.allocate(size)
+                self._enlarge(mapping, old, size)
+            else:
+                self._shrink(mapping, size)
+        return size
 
     def _enlarge(self, mapping: Mapping, old: int, size: int) -> None:
         file = self._file
@@ -373,9 +368,9 @@ class Region(Stream):
     def close(self) -> None:
         """Lets go of the mapping; idempotent. It stays mapped as long as a view or an atomic of it is alive."""
         with self._exclusive():
+            self._check_not_resizing()
             self._use(None, False)
             self._older = []
-            self._warn = False
             self._file.close()
 
     def __enter__(self) -> Self:
@@ -389,7 +384,7 @@ class Region(Stream):
 
     def __del__(self) -> None:
         try:
-            if getattr(self, "_warn", False) and self._epoch == kernel.fork_count():
+            if not self.closed and self._epoch == kernel.fork_count():
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
         finally:
             if hasattr(self, "_epoch"):

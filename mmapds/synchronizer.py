@@ -172,6 +172,7 @@ class Synchronizer(Writer):
                 options=(kernel.SLOTS,),
                 schema=codecs.fingerprint("msgpack" if codec is None else codec, schema),
             )
+            page += bytes(kernel.PAGE - 8) + kernel.SENTINEL.to_bytes(8, "little")  # the commit page
             with suppress(FileExistsError):  # somebody was first: open theirs
                 files.create(self._path, page, kernel.SYNC_SIZE, durability=durability or "process")
 

@@ -204,7 +204,7 @@ def mount(needs_root: None, tmp_path: Path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", "-l", str(where)], check=True)
 
 
-@pytest.fixture(params=["tmpfs", "ext4"])
+@pytest.fixture(params=["tmpfs", "ext4", "ext2"])  # ext2 has no fallocate
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path, mount: Callable[..., Path]) -> Path:
     """A file system with a few MiB of room."""
     if request.param == "tmpfs":
@@ -212,8 +212,8 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path, mount: Callable[.
     image = tmp_path / "image"
     with image.open("wb") as file:
         file.truncate(8 << 20)
-    _command("mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", str(image))
-    return mount("ext4", "loop", str(image))
+    _command(f"mkfs.{request.param}", "-q", "-O", "^has_journal", "-m", "0", str(image))
+    return mount(request.param, "loop", str(image))
 
 
 @pytest.fixture

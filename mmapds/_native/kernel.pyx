@@ -39,7 +39,7 @@ cdef extern from "layout.h" nogil:
     int MMAPDS_FORMAT_MAJOR, MMAPDS_FORMAT_MINOR, MMAPDS_SLOTS
     int64_t MMAPDS_LOCK_OPEN, MMAPDS_LOCK_WRITER, MMAPDS_LOCK_SLOT, MMAPDS_LOCK_TOKEN
     uint32_t MMAPDS_BYTE_ORDER
-    uint64_t MMAPDS_LIMIT
+    uint64_t MMAPDS_LIMIT, MMAPDS_SENTINEL
     ctypedef struct mmapds_sync:
         pass
 
@@ -55,13 +55,14 @@ BYTE_ORDER = MMAPDS_BYTE_ORDER
 SLOTS = MMAPDS_SLOTS
 SYNC_SIZE = sizeof(mmapds_sync)
 LIMIT = MMAPDS_LIMIT
+SENTINEL = MMAPDS_SENTINEL
 LOCK_OPEN = MMAPDS_LOCK_OPEN
 LOCK_WRITER = MMAPDS_LOCK_WRITER
 LOCK_SLOT = MMAPDS_LOCK_SLOT
 LOCK_TOKEN = MMAPDS_LOCK_TOKEN
 
 
-cdef int64_t STEP = 32 << 20            # bytes that are allocated at a time, so that signals get a hearing
+cdef int64_t STEP = 8 << 20             # bytes that are allocated at a time, so that signals get a hearing
 cdef double LONGEST = 9e9               # seconds that fit into nanoseconds
 
 cdef int installed = fork_install()
@@ -282,12 +283,11 @@ def allocate(int fd, int64_t length):
             step = min(STEP, length - done)
             with nogil:
                 failed = kernel_reserve(fd, done, step)
-            if failed == -EINTR:
-                PyErr_CheckSignals()
-            elif failed < 0:
-                raise_errno(-failed, None)
-            else:
+            PyErr_CheckSignals()
+            if failed == 0:
                 done += step
+            elif failed != -EINTR:
+                raise_errno(-failed, None)
         failed = -EINTR
         while failed == -EINTR:
             PyErr_CheckSignals()

@@ -35,8 +35,9 @@
         4224    64  record 1          the same; commit and records share one 512-byte sector
         4288    64  waiters           u32: somebody may sleep on the low half of the sequence
         4352   128  slots in use      1,024 bits
-        4480  3712  (zero)
-        8192   128  reader slot 0     u64 pins[2], u64 incarnation, u64 pid (for messages)
+        4480  3704  (zero)
+        8184     8  sentinel          MMAPDS_SENTINEL: still there, so this page was not cut off
+        8192   128  reader slot 0     u64 pins[2], u64 incarnation (not 0 once used), u64 pid (for people)
          ...
       139264        end
 
@@ -65,6 +66,7 @@ enum {
 };
 
 #define MMAPDS_BYTE_ORDER 0x0a0b0c0dU
+#define MMAPDS_SENTINEL 0x6c656e69746e6573ULL /* "sentinel" */
 #define MMAPDS_LIMIT (1ULL << 39) /* bytes in a value are fewer: what mmap-sync's version word can say */
 
 typedef struct {
@@ -129,7 +131,8 @@ typedef struct {
     uint32_t waiters;
     uint8_t waiters_pad[60];
     uint64_t in_use[MMAPDS_SLOT_WORDS];
-    uint8_t rest[3712];
+    uint8_t rest[3704];
+    uint64_t sentinel;
     mmapds_slot slots[MMAPDS_SLOTS];
 } mmapds_sync;
 
@@ -138,6 +141,7 @@ _Static_assert(offsetof(mmapds_sync, records) == 4160, "sync");
 _Static_assert(sizeof(mmapds_record) == 64, "sync");
 _Static_assert(offsetof(mmapds_sync, waiters) == 4288, "sync");
 _Static_assert(offsetof(mmapds_sync, in_use) == 4352, "sync");
+_Static_assert(offsetof(mmapds_sync, sentinel) == 8184, "sync");
 _Static_assert(offsetof(mmapds_sync, slots) == 8192, "sync");
 _Static_assert(sizeof(mmapds_slot) == 128, "sync");
 _Static_assert(sizeof(mmapds_sync) == 139264, "sync");

@@ -86,7 +86,8 @@ static inline int leftright_pin(const mmapds_sync *sync, uint64_t *pins, uint64_
     return i;
 }
 
-/* The first slot from `start` that pins `index`, or -1. */
+/* The first slot from `start` that pins `index`, or -1; -2 if a slot in use has never been used: zeros for real counts, which
+   is what the kernel shows behind the end of a file that was cut in the middle of a page. */
 static inline int leftright_pinned(const mmapds_sync *sync, int index, int start)
 {
     if (start >= MMAPDS_SLOTS)
@@ -100,6 +101,8 @@ static inline int leftright_pinned(const mmapds_sync *sync, int index, int start
             int slot = word * 64 + __builtin_ctzll(bits);
             if (load_seq_cst_u64(&sync->slots[slot].pins[index])) /* pairs with leftright_pin and leftright_unpin */
                 return slot;
+            if (load_relaxed_u64(&sync->slots[slot].incarnation) == 0)
+                return -2;
         }
         if (++word >= MMAPDS_SLOT_WORDS)
             return -1;
@@ -136,6 +139,20 @@ static inline int leftright_reclaim(mmapds_sync *sync, int slot, int fd)
     leftright_detach(sync, slot);
     kernel_lock(fd, F_UNLCK, byte, 1, 0);
     return 1;
+}
+
+/* Frees slots of dead handles among the next `count` in use from `start`, except `mine`; returns where to go on. Readers
+   that die without a pin leave a bit that costs every write a look. */
+static inline int leftright_sweep(mmapds_sync *sync, int start, int count, int mine, int fd)
+{
+    for (int i = 0; i < MMAPDS_SLOTS && count > 0; i++, start++) {
+        int slot = start % MMAPDS_SLOTS;
+        if (slot != mine && (load_seq_cst_u64(&sync->in_use[slot / 64]) >> (slot % 64) & 1)) {
+            leftright_reclaim(sync, slot, fd);
+            count--;
+        }
+    }
+    return start % MMAPDS_SLOTS;
 }
 
 /* The record of the inactive index, whose contents nobody may use, then V. A death in between leaves a record that V does

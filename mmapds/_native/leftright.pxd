@@ -11,7 +11,7 @@ from mmapds._native.results cimport Pins, ReadResult
 cdef extern from "layout.h" nogil:
     int MMAPDS_PAGE, MMAPDS_SLOTS
     int64_t MMAPDS_LOCK_SLOT
-    uint64_t MMAPDS_LIMIT
+    uint64_t MMAPDS_LIMIT, MMAPDS_SENTINEL
 
     ctypedef struct mmapds_header:
         uint8_t identity[16]
@@ -30,6 +30,7 @@ cdef extern from "layout.h" nogil:
         mmapds_record records[2]
         uint32_t waiters
         uint64_t in_use[16]
+        uint64_t sentinel
         mmapds_slot slots[1024]
 
     uint64_t mmapds_record_check(uint64_t sequence, uint64_t size, uint64_t hash, const uint8_t *identity)
@@ -42,6 +43,7 @@ cdef extern from "leftright.h" nogil:
     void leftright_attach(mmapds_sync *sync, int slot, uint64_t pid)
     void leftright_detach(mmapds_sync *sync, int slot)
     int leftright_reclaim(mmapds_sync *sync, int slot, int fd)
+    int leftright_sweep(mmapds_sync *sync, int start, int count, int mine, int fd)
     void leftright_publish(mmapds_sync *sync, uint64_t sequence, uint64_t size, uint64_t hash)
 
 

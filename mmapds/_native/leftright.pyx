@@ -114,7 +114,6 @@ cdef class LeftRight:
         """Registers in a slot whose byte nobody has locked; False if there is none. One call, so that no signal handler
         can come between lock and use."""
         cdef int slot, fd = locks.fd
-        cdef bint only_free
         cdef Slot seat
         if self.pins is not NULL and self.registered == self.epoch[0]:
             return True
@@ -123,19 +122,16 @@ cdef class LeftRight:
         seat.locks = locks
         seat.epoch = self.epoch
         seat.registered = self.epoch[0]
-        for only_free in (True, False):     # a slot in use may be a dead handle's
-            for slot in range(MMAPDS_SLOTS):
-                if only_free and load_seq_cst_u64(&self.sync.in_use[slot // 64]) >> (slot % 64) & 1:
-                    continue
-                if kernel_lock(fd, F_WRLCK, MMAPDS_LOCK_SLOT + slot, 1, 0) == 0:
-                    leftright_attach(self.sync, slot, getpid())
-                    seat.pins = self.sync.slots[slot].pins
-                    seat.sync = self.sync
-                    seat.number = slot
-                    self.seat = seat
-                    self.pins = seat.pins
-                    self.registered = seat.registered
-                    return True
+        for slot in range(MMAPDS_SLOTS):        # also one whose bit is set, if its owner has died
+            if kernel_lock(fd, F_WRLCK, MMAPDS_LOCK_SLOT + slot, 1, 0) == 0:
+                leftright_attach(self.sync, slot, getpid())
+                seat.pins = self.sync.slots[slot].pins
+                seat.sync = self.sync
+                seat.number = slot
+                self.seat = seat
+                self.pins = seat.pins
+                self.registered = seat.registered
+                return True
         return False
 
     @property

@@ -189,7 +189,8 @@ cdef class Lock:
         self.mapping.check()
         status = lockword_try(self.word, token, False)
         if status != LOCK_BUSY:
-            return self.enter(owner, status)
+            self.enter(owner, status)
+            return True
         limit = deadline(timeout)
         while True:
             with nogil:
@@ -202,7 +203,8 @@ cdef class Lock:
                 if status == LOCK_BUSY:
                     status = lockword_probe(self.word, token, owner.locks.fd)
             if status != LOCK_BUSY:
-                return self.enter(owner, status)
+                self.enter(owner, status)
+                return True
             self.mapping.check()
             left = min(SLICE, limit - kernel_clock_ns())
             if left <= 0:
@@ -231,7 +233,7 @@ cdef class Lock:
         self.owner = owner
         self.thread = PyThread_get_thread_ident()
         self.found_dirty = status == LOCK_TAKEN_DIRTY
-        return 1
+        return 0
 
     def release(self, *, bint in_order=True):
         """Gives the lock back. With `in_order` false the next owner finds `owner_died` true."""

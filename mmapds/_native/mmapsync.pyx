@@ -187,6 +187,7 @@ cdef class Crate(Writer):
         version = load_seq_cst_u64(self.word)
         index = 0 if version == 0 else 1 - <int>(version & 1)
         result.reset = self.wait_for_readers(index, grace)
+        self.check_writer()
         target = self.target1 if index else self.target0
         if target is None or target.size < size:
             target = self._data.target(index, size, False)
@@ -197,6 +198,7 @@ cdef class Crate(Writer):
         version = (<uint64_t>index) | (<uint64_t>size << 1) | (checksum << 40)
         if version == 0:
             version = 1ULL << 40        # an empty value with checksum 0 would read as "nothing written"
+        self.check_writer()             # a signal handler may have forked: the child goes on here, and is not the writer
         store_seq_cst_u64(<uint64_t *>self.word, version)       # pairs with mmapsync_pin: the data is seen
         self.check_lost()
         return result

@@ -270,51 +270,51 @@ cdef class AtomicInt64:
         """The value."""
         return after(self, load_seq_cst_u64(self.word))
 
-    def store(self, int64_t value):
+    def store(self, Py_ssize_t value):
         """Sets the value."""
         before(self)
         store_seq_cst_u64(self.word, <uint64_t>value)
         if kernel_lost(&self.mapping.lost):
             self.mapping.check()
 
-    def fetch_add(self, int64_t n=1):
+    def fetch_add(self, Py_ssize_t n=1):
         """Adds n and returns the value before."""
         before(self)
         return after(self, fetch_add_seq_cst_u64(self.word, <uint64_t>n))
 
-    def fetch_sub(self, int64_t n=1):
+    def fetch_sub(self, Py_ssize_t n=1):
         """Subtracts n and returns the value before."""
         before(self)
         return after(self, fetch_sub_seq_cst_u64(self.word, <uint64_t>n))
 
-    def fetch_and(self, int64_t mask):
+    def fetch_and(self, Py_ssize_t mask):
         """Bitwise and; returns the value before."""
         before(self)
         return after(self, fetch_and_seq_cst_u64(self.word, <uint64_t>mask))
 
-    def fetch_or(self, int64_t mask):
+    def fetch_or(self, Py_ssize_t mask):
         """Bitwise or; returns the value before."""
         before(self)
         return after(self, fetch_or_seq_cst_u64(self.word, <uint64_t>mask))
 
-    def fetch_xor(self, int64_t mask):
+    def fetch_xor(self, Py_ssize_t mask):
         """Bitwise exclusive or; returns the value before."""
         before(self)
         return after(self, fetch_xor_seq_cst_u64(self.word, <uint64_t>mask))
 
-    def exchange(self, int64_t value):
+    def exchange(self, Py_ssize_t value):
         """Sets the value and returns the one before."""
         before(self)
         return after(self, exchange_seq_cst_u64(self.word, <uint64_t>value))
 
-    def compare_exchange(self, int64_t expected, int64_t desired):
+    def compare_exchange(self, Py_ssize_t expected, Py_ssize_t desired):
         """Sets `desired` if the value is `expected`; returns (whether it did, the value before)."""
         cdef uint64_t found = <uint64_t>expected
         before(self)
         cdef bint done = compare_exchange_seq_cst_u64(self.word, &found, <uint64_t>desired)
         return done, after(self, found)
 
-    def wait(self, int64_t expected, timeout=None):
+    def wait(self, Py_ssize_t expected, timeout=None):
         """Sleeps while the value is `expected`, at most `timeout` seconds; True when it is another, False on time-out.
 
         Whoever changes the value must call :meth:`wake`. A futex compares 32 bits, so a change of the upper half

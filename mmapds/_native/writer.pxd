@@ -25,6 +25,7 @@ cdef class Writer(LeftRight):
     cdef unsigned long mutex_owner      # the thread that holds it, or 0
     cdef int lock_fd
     cdef bint names                     # a name may not be durable yet
+    cdef int swept                      # the slot to go on at
     cdef int64_t looked                 # when the path was looked at
     cdef bint gives_up                  # poisoned, and still the writer
 
@@ -38,5 +39,7 @@ cdef class Writer(LeftRight):
     cdef int durable(self, Mapping mapping, Py_ssize_t size) except -1
     cdef int check_writer(self) except -1
     cdef void aim(self, int index, Mapping target) noexcept
+    cdef int look_around(self) except -1
+    cdef bint mine_at_all(self) noexcept
     cdef bint mine(self, int slot) noexcept
     cdef int make_room(self, int index, double grace) except -1

@@ -33,7 +33,8 @@ from libc.string cimport memcpy, memset
 from mmapds._native.atomics cimport fence_seq_cst, fetch_add_seq_cst_u64, fetch_or_seq_cst_u64, store_seq_cst_u64
 from mmapds._native.kernel cimport deadline, kernel_clock_ns, kernel_coarse_ns, kernel_sleep_ns, raise_errno
 from mmapds._native.leftright cimport (
-    LeftRight, MMAPDS_LIMIT, MMAPDS_PAGE, leftright_pinned, leftright_publish, leftright_reclaim, mmapds_sync,
+    LeftRight, MMAPDS_LIMIT, MMAPDS_PAGE, MMAPDS_SENTINEL, leftright_pinned, leftright_publish, leftright_reclaim,
+    leftright_sweep, mmapds_sync,
 )
 from mmapds._native.region cimport Mapping
 
@@ -53,6 +54,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef Py_ssize_t LARGE = 65536           # bytes from which a copy releases the GIL
 cdef int64_t PROBE = 50000000           # ns between two looks whether a pinned reader still lives
+cdef int SWEEP = 16                     # slots that are probed at each such look
 cdef int64_t LOOK = 100000000           # ns between two looks whether the path is still ours
 cdef enum:
     FREE = 0                            # nobody pins the file
@@ -192,8 +194,7 @@ cdef class Writer(LeftRight):
             if not self.is_private and self.writing != self.epoch[0]:
                 self._become_writer()
             if not self.is_private and kernel_coarse_ns() - self.looked >= LOOK:
-                self._check_path()      # writing for nobody, into files that were replaced, should be noticed
-                self.looked = kernel_coarse_ns()
+                self.look_around()
             if type(data) is bytes:
                 return self.write_locked(PyBytes_AS_STRING(data), len(<bytes>data), data, grace)
             PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -204,11 +205,19 @@ cdef class Writer(LeftRight):
         finally:
             self.leave()
 
+    cdef int look_around(self) except -1:
+        """Every 100 ms of writing: are these still the files that the path names, and who has died?"""
+        self._check_path()              # writing for nobody, into files that were replaced, should be noticed
+        if self.sync is not NULL:
+            self.swept = leftright_sweep(
+                self.sync, self.swept, SWEEP, self.seat.number if self.mine_at_all() else -1, self.lock_fd)
+        self.looked = kernel_coarse_ns()
+        return 0
+
     cdef object write_locked(self, char *source, Py_ssize_t size, object immutable, double grace):
         cdef mmapds_sync *sync = self.sync
         cdef uint64_t sequence, hash
-        cdef int index
-        cdef int room
+        cdef int index, room, slot
         cdef Mapping target
         cdef WriteResult result = WriteResult.__new__(WriteResult)
         result.size = size
@@ -227,13 +236,16 @@ cdef class Writer(LeftRight):
             raise OverflowError("the sequence is at 2**64 - 1")
         index = <int>(sequence & 1)
         room = FREE
-        if leftright_pinned(sync, index, 0) >= 0:
+        slot = leftright_pinned(sync, index, 0)
+        if slot >= 0:
             room = self.make_room(index, grace)
             result.reset = room != FREE
         elif self.any_stuck[index]:
             memset(self.stuck[index], 0, sizeof(self.stuck[index]))
             self.any_stuck[index] = False
-        if self.control.lost:           # the pins that were looked at, or V, may have been zeros for real ones
+        if slot == -2 or sync.sentinel != MMAPDS_SENTINEL:
+            self.control.lost = 1       # cut in the middle of a page: no signal, but zeros for real counts
+        if self.control.lost:           # the pins that were looked at, or V, may have been such zeros
             self.poison(self.control)
         target = self.target1 if index else self.target0
         if room == HELD or target is None or target.size - MMAPDS_PAGE < size:
@@ -337,8 +349,11 @@ cdef class Writer(LeftRight):
         else:
             self.target0 = target
 
+    cdef bint mine_at_all(self) noexcept:
+        return self.seat is not None and self.registered == self.epoch[0]
+
     cdef bint mine(self, int slot) noexcept:
-        return self.pins is not NULL and self.registered == self.epoch[0] and slot == self.seat.number
+        return self.mine_at_all() and slot == self.seat.number
 
     cdef int make_room(self, int index, double grace) except -1:
         """Waits for the pins of `index`: FREE, RECLAIMED or HELD. Grace is spent once per stuck pin, until its count is

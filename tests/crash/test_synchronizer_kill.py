@@ -218,7 +218,9 @@ def test_r33_a_writer_that_died_between_rename_and_publish(prefix: str) -> None:
 def test_r33_a_writer_that_died_with_a_new_inode_that_has_no_name_yet(prefix: str) -> None:
     with Synchronizer(prefix, codec="raw") as first:
         first.write_bytes(pattern(1))
-    with Peer("s = Synchronizer(prefix); s._become_writer(); target = s._data.target(0, 4096, True)", prefix=prefix) as victim:
+    with Peer(
+        "s = Synchronizer(prefix); s._become_writer(); target = s._data.target(0, 4096, True)", prefix=prefix
+    ) as victim:
         victim.kill()
     assert sorted(syncfiles.snapshot(prefix)) == ["_data_0.new", "_data_1", "_sync"]
     with Synchronizer(prefix) as successor:

@@ -1,7 +1,7 @@
 """Killed before each line of the package's Python code: creating, becoming the writer, growing, rotating, recovering.
 
-The victim is killed before line 0, 1, 2, ... of what it runs, until it gets through. After each death the files are what
-they were, or what they should become; a reader that was there goes on; the next process finishes the job without help.
+The victim is killed before line 0, 1, 2, ... of what it runs, until it gets through. After each death the files are
+what they were, or what they should become; a reader that was there goes on; the next process finishes without help.
 (Rows 1, 7, 8 and 33, for what is policy; deaths inside the native transitions are in test_synchronizer_kill.py.)
 """
 

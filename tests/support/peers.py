@@ -5,13 +5,14 @@
         assert peer("s.version") == 3                       the value of the last expression comes back
         peer.send("s.wait()"); ...; peer.receive()          without waiting in between
 
-What is not a Python literal comes back as its repr. An exception there is raised here as `PeerError`, which names it. Run as a
-program, this module is the peer. Watchdogs end what hangs; nothing here measures time.
+What is not a Python literal comes back as its repr. An exception there is raised here as `PeerError`, which names it.
+Run as a program, this module is the peer. Watchdogs end what hangs; nothing here measures time.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import select
 import signal
@@ -36,7 +37,7 @@ class PeerError(Exception):
         self.message = message
 
 
-class PeerDied(Exception):
+class PeerDiedError(Exception):
     """The process ended before it answered."""
 
 
@@ -44,9 +45,15 @@ class Peer:
     """One process. `wrapper` is a command to run it under; `env` is added to the environment."""
 
     def __init__(
-        self, setup: str = "", *, wrapper: tuple[str, ...] = (), env: dict[str, str] | None = None, **names: Any
-    ):
-        self._stderr = tempfile.TemporaryFile()
+        self,
+        setup: str = "",
+        *,
+        wrapper: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        close_fds: bool = True,
+        **names: Any,
+    ) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the peer
         self._buffer = b""
         self._asked: list[str] = []
         self.process = subprocess.Popen(
@@ -55,6 +62,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env={**os.environ, "PYTHONPATH": python_path(), **(env or {})},
+            close_fds=close_fds,
         )
         if setup or names:
             try:
@@ -87,7 +95,7 @@ class Peer:
             data = os.read(descriptor, 1 << 20)
             if not data:
                 status = self.process.wait()
-                raise PeerDied(f"exit status {status} while busy with: {code}\n{self.stderr()}")
+                raise PeerDiedError(f"exit status {status} while busy with: {code}\n{self.stderr()}")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         fine, value = ast.literal_eval(line.decode())
@@ -108,8 +116,9 @@ class Peer:
         raise AssertionError(f"no exception from: {code}; it gave {value!r}")
 
     def stderr(self) -> str:
+        """The last of what it said."""
         self._stderr.seek(0)
-        return self._stderr.read().decode(errors="replace")
+        return self._stderr.read().decode(errors="replace")[-4000:]
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -128,10 +137,8 @@ class Peer:
         self.kill()
         for pipe in (self.process.stdin, self.process.stdout, self._stderr):
             if pipe is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
 
 
 def run(code: str, *argv: str, wrapper: tuple[str, ...] = (), env: dict[str, str] | None = None) -> Any:
@@ -181,7 +188,7 @@ def _main() -> None:
                 ast.literal_eval(repr(answer[1]))
             except (ValueError, SyntaxError):
                 answer = (True, repr(answer[1]))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  the test is told
             answer = (False, (type(error).__name__, str(error), traceback.format_exc()))
             del error
         answers.write(repr(answer) + "\n")

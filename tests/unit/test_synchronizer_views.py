@@ -177,10 +177,9 @@ def test_a_result_in_a_cycle_lets_go_when_it_is_collected(reader: Synchronizer, 
 def test_a_handle_and_its_results_in_a_cycle_are_collected(writer: Synchronizer, prefix: str) -> None:
     reader = Synchronizer(prefix)
     reader.kept = [reader.read(), reader.read().data]  # type: ignore[attr-defined]
+    del reader
     with pytest.warns(ResourceWarning, match="unclosed"):
-        del reader
         gc.collect()
-    gc.collect()
     assert syncfiles.pins(prefix) == {}, syncfiles.state(prefix)
     assert syncfiles.slots_in_use(prefix) == []
     assert not syncfiles.locked(syncfiles.sync(prefix), 64, 0)

@@ -1,0 +1,273 @@
+"""Power loss between any two syncs, with every mixture of old and new sectors, sizes and names (rows 6, 7, 12)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import syncfiles
+from peers import PeerDiedError, PeerError
+from powerloss import Call, Disk, WatchedPeer
+from victims import number, pattern
+
+from mmapds import CorruptionError, DurabilityFailed, IncompatibleFormat, NotInitialised, Synchronizer
+
+SIZE = 1400  # three sectors
+
+
+class Power:
+    """Runs writers on a watched folder; before each call that matters, cuts the power in many ways and looks."""
+
+    def __init__(self, folder: Path, durability: str) -> None:
+        self.folder = folder / "running"
+        self.folder.mkdir()
+        self.found = folder / "found"
+        self.found.mkdir()
+        self.prefix = str(self.folder / "value")
+        self.durability = durability
+        self.disk = Disk(str(self.folder))
+        self.choose = random.Random(6)
+        self.returned = 0  # the version of the last write that has returned
+        self.begun = 0  # the version that is being written
+        self.unacknowledged: set[Any] = set()  # others that may be found: their write has not returned
+        self.cutting = True
+        self.cases = 0
+        self.calls: list[str] = []
+        self.outcomes: dict[Any, int] = {}
+
+    def on_call(self, call: Call, kill: WatchedPeer | None = None) -> int:
+        self.calls.append(call.name)
+        self.disk.look(call)
+        self.cut()  # in the middle of the call
+        if kill is not None:
+            kill.process.kill()
+            kill.process.wait()
+            return 0
+        self.disk.done(call)
+        self.cut()  # just after it
+        return 0
+
+    def cut(self, at_most: int = 40) -> None:
+        if not self.cutting:
+            return
+        for files in self.disk.losses(self.choose, at_most):
+            self.cases += 1
+            outcome = self.after(files)
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+    def after(self, files: dict[str, bytes]) -> Any:
+        """What is there when the machine runs again."""
+        prefix = str(self.found / "value")
+        syncfiles.restore(prefix, {name.removeprefix("value"): content for name, content in files.items()})
+        sync = syncfiles.sync(prefix)
+        if os.path.exists(sync) and os.path.getsize(sync) >= 4096:
+            syncfiles.other_boot(sync)
+        write_too = self.cases % 25 == 0
+        try:
+            with Synchronizer(prefix, mode="shared" if write_too else "readonly", verify=False) as s:
+                try:
+                    with s.read() as r:
+                        outcome: Any = number(r.data)
+                        assert outcome == r.version, f"{outcome} was read as version {r.version}; {self.describe()}"
+                except NotInitialised:
+                    outcome = 0
+                if write_too:
+                    s.write_bytes(pattern(s.version + 1, SIZE))
+                    s.write_bytes(pattern(s.version + 1, SIZE))
+                    assert number(s.load()) == s.version
+                    s.check()
+        except FileNotFoundError:
+            outcome = "absent"
+        except (CorruptionError, IncompatibleFormat) as error:
+            outcome = "refused"
+            # A first record of which half the words are on the disk cannot be told from damage.
+            assert self.durability == "process" or not self.returned, f"{error}; {self.describe()}"
+        if self.durability == "power":
+            allowed = {self.returned, self.begun} | self.unacknowledged | (set() if self.returned else {"refused"})
+            allowed |= set() if self.begun else {"absent"}
+            assert outcome in allowed, f"found {outcome}, allowed {allowed}; {self.describe()}"
+        return outcome
+
+    def describe(self) -> str:
+        return f"{self.returned} has returned, {self.begun} has begun; calls so far: {' '.join(self.calls[-12:])}"
+
+    def write(self, peer: WatchedPeer, size: int = SIZE) -> bool:
+        self.begun = self.returned + 1
+        code = "s.write_bytes(victims.pattern(n, size), 0.0).reset"
+        reset = peer.watch(code, self.on_call, n=self.begun, size=size)
+        self.returned = self.begun
+        self.disk.look()
+        self.cut()
+        return bool(reset)
+
+    def writer(self) -> WatchedPeer:
+        peer = WatchedPeer("import victims")
+        code = "s = Synchronizer(prefix, codec='raw', durability=durability)"
+        peer.watch(code, self.on_call, prefix=self.prefix, durability=self.durability)
+        return peer
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """On a disk: durability 'power' is refused on tmpfs."""
+    with tempfile.TemporaryDirectory(prefix="mmapds-power-", dir="/var/tmp") as name:
+        yield Path(name)
+
+
+def test_r06_r07_power_loss_gives_the_last_version_that_returned_or_a_newer_one(folder: Path) -> None:
+    power = Power(folder, "power")
+    with power.writer() as peer:
+        for _ in range(4):
+            assert not power.write(peer)
+        power.write(peer, 5 * SIZE)  # grows
+        power.write(peer, 5 * SIZE)
+        with Synchronizer(power.prefix) as reader, reader.read(), reader.read():
+            assert [power.write(peer), power.write(peer), power.write(peer)] == [False, True, False]
+            assert power.write(peer, 9 * SIZE), "a new inode, and a larger one"
+        assert not power.write(peer)
+    with power.writer() as successor:
+        power.write(successor)
+        power.write(successor)
+    assert power.outcomes.keys() >= {"absent", *range(power.returned + 1)}, power.outcomes
+    assert power.cases > 800, power.cases
+    assert {"msync", "fsync", "linkat", "rename"} <= set(power.calls)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_r06_r33_a_writer_killed_before_each_call_then_power_loss(folder: Path, held: bool) -> None:
+    """What was published and is not durable yet must be made so by the successor, before it touches the other file."""
+    for killed in itertools.count():
+        here = folder / f"killed-{killed}"
+        here.mkdir()
+        power = Power(here, "power")
+        power.cutting = False  # what leads to where it begins is in the test above
+        with power.writer() as peer:
+            for _ in range(3):
+                power.write(peer)
+            with Synchronizer(power.prefix) as reader:
+                results = [reader.read()] if held else []
+                if held:
+                    power.write(peer)
+                power.cutting = True
+                died = write_until(power, peer, killed)
+                with contextlib.nullcontext() if not died else power.writer() as successor:
+                    if successor is not None:
+                        visible = syncfiles.sequence(power.prefix)
+                        power.unacknowledged = {power.returned, visible}
+                        power.returned = visible
+                        power.write(successor)
+                        power.unacknowledged = set()
+                        power.write(successor)
+                for r in results:
+                    assert number(r.data) == 3
+                    r.release()
+        if not died:
+            break
+    assert killed >= 2, "a write makes two calls at least"
+
+
+def write_until(power: Power, peer: WatchedPeer, count: int) -> bool:
+    """Begins a write, kills the writer before call number `count` of it, cuts the power; False if it got through."""
+    died = False
+
+    def on_call(call: Call) -> int:
+        nonlocal count, died
+        died = count == 0
+        count -= 1
+        return power.on_call(call, peer if died else None)
+
+    power.begun = power.returned + 1
+    try:
+        peer.watch("s.write_bytes(victims.pattern(n, 1400), 0.0).reset", on_call, n=power.begun)
+    except (PeerDiedError, OSError):
+        assert died
+    power.disk.look()
+    power.cut()
+    return died
+
+
+def test_r06_process_durability_gives_a_version_that_verifies_or_a_clear_error(folder: Path) -> None:
+    power = Power(folder, "process")
+    with power.writer() as peer:
+        for size in (SIZE, SIZE, SIZE, 5 * SIZE, 5 * SIZE, 2 * SIZE):
+            power.write(peer, size)
+    versions = [outcome for outcome in power.outcomes if isinstance(outcome, int) and outcome]
+    assert len(versions) >= 4, power.outcomes
+    assert power.outcomes["refused"] > 100, power.outcomes
+    assert "msync" not in power.calls
+    assert "fsync" not in power.calls, "durability 'process' never syncs, not at creation either"
+
+
+# ---- a sync that fails ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("number_", [errno.EIO, errno.ENOSPC])
+def test_r12_whichever_sync_fails_nothing_is_trusted_until_a_write_has_succeeded(
+    folder: Path, held: bool, number_: int
+) -> None:
+    """The first, second, ... call of one write fails, and so do all later ones until the disk is well again."""
+    prefix = str(folder / "value")
+    with Synchronizer(prefix, codec="raw", durability="power") as s:
+        s.write_bytes(pattern(1, SIZE))
+    failing = 0
+    last = -1
+    while failing > last:
+        last = failing
+        with (
+            WatchedPeer("import victims; s = Synchronizer(prefix); s.version", prefix=prefix) as peer,
+            Synchronizer(prefix) as reader,
+            Synchronizer(prefix, mode="readonly") as copying,
+        ):
+            for _ in range(2):
+                peer.watch("s.write_bytes(victims.pattern(s.version + 1, 1400), 0.0).size", lambda call: 0)
+            held_results = [reader.read()] if held else []
+            if held:
+                peer.watch("s.write_bytes(victims.pattern(s.version + 1, 1400), 0.0).size", lambda call: 0)
+            version = reader.version
+            count = 0
+
+            def fail(call: Call) -> int:
+                nonlocal count
+                if call.name not in ("msync", "fsync", "fdatasync"):
+                    return 0
+                count += 1
+                return number_ if count > failing else 0
+
+            for attempt in range(3):
+                try:
+                    peer.watch("s.write_bytes(victims.pattern(s.version + 1, 1400), 0.0).size", fail)
+                except PeerError as error:
+                    message = f"call {failing}, attempt {attempt}: {error}"
+                    assert error.name in ("DurabilityFailed", "OSError"), message
+                else:
+                    assert attempt == 0, f"call {failing}: a retry on a failing disk counted as success"
+                    assert failing >= count, f"call {failing}: a failed sync was not noticed"
+                    break
+                if syncfiles.word(syncfiles.sync(prefix), syncfiles.FAILED):
+                    for handle in (reader, copying):
+                        for call in (handle.read, handle.load, lambda handle=handle: handle.wait(timeout=0)):
+                            with pytest.raises(DurabilityFailed):
+                                call()
+                    with pytest.raises(DurabilityFailed), Synchronizer(prefix, mode="private"):
+                        pass
+                else:
+                    assert "DurabilityFailed" not in message, f"others may not trust it either: {message}"
+                    assert reader.version == version, "published, and not durable"
+                failing += attempt == 0
+            peer.watch("s.write_bytes(b'well again').size", lambda call: 0)
+            for handle in (reader, copying):
+                assert bytes(handle.load()) == b"well again"
+            assert syncfiles.word(syncfiles.sync(prefix), syncfiles.FAILED) == 0
+            for r in held_results:
+                assert number(r.data) == version - 1
+                r.release()
+    assert failing >= 2, "a write makes two syncs at least"
