@@ -9,8 +9,8 @@ The layers, imports pointing downwards only::
     _native                                 every multi-step change of shared memory, layouts, the kernel's calls
 """
 
+from mmapds._native.atomic import AtomicInt64
 from mmapds._native.lockword import Lock
-from mmapds._native.region import AtomicInt64
 from mmapds._native.results import ReadResult
 from mmapds._native.writer import WriteResult
 from mmapds.errors import (

@@ -252,17 +252,19 @@ class Owners:
     Locks hold it, not their region, so that a lock outlives close().
     """
 
-    __slots__ = ("_fd", "_owner", "_path")
+    __slots__ = ("_fd", "_identity", "_owner", "_path")
 
     def __init__(self, fd: int, path: str) -> None:
         self._fd = os.dup(fd)
+        status = os.fstat(self._fd)
+        self._identity = (status.st_dev, status.st_ino)
         self._path = path
         self._owner: Owner | None = None
 
     def __call__(self) -> Owner:
         owner = self._owner
         if owner is None or not owner.locks.usable:
-            owner = self._owner = Owner(files.open_locks(self._fd, self._path))
+            owner = self._owner = Owner(files.open_locks(self._fd, self._path, self._identity))
         return owner
 
     def __del__(self) -> None:

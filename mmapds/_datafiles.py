@@ -7,6 +7,7 @@ belong to; those of mmap-sync start with the data.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -24,10 +25,12 @@ class CrateDataFiles:
     """``<prefix>_data_0`` and ``_1`` as the crate mmap-sync makes them: 0640, as large as their largest value."""
 
     start = 0  # where the value begins
+    end = 0  # bytes behind its room
     permissions = 0o640
 
     def __init__(self, prefix: str, *, populate: bool) -> None:
         self._prefix = prefix
+        self._durability = "process"
         self._flags = FLAGS["SHARED"] | (FLAGS["POPULATE"] if populate else 0)
 
     def path(self, index: int) -> str:
@@ -45,9 +48,9 @@ class CrateDataFiles:
             return None
         try:
             length = os.fstat(fd).st_size
-            if length < self.start + max(size, 1):
+            if length < self.start + max(size, 1) + self.end:
                 return None
-            length = min(length, self.start + kernel.LIMIT)  # no value is larger
+            length = min(length, 2 * kernel.LIMIT)  # what is larger is not ours
             return Mapping(fd, length, _READ, self._flags, self.path(index))
         finally:
             os.close(fd)
@@ -66,7 +69,13 @@ class CrateDataFiles:
     def _map_target(self, fd: int, index: int, length: int) -> Mapping:
         try:
             kernel.allocate(fd, length)
-            return Mapping(fd, os.fstat(fd).st_size, _WRITE, self._flags, self.path(index))
+            length = min(os.fstat(fd).st_size, 2 * kernel.LIMIT)
+            if self.end:
+                os.pwrite(fd, kernel.SENTINEL.to_bytes(self.end, "little"), length - self.end)
+            mapping = Mapping(fd, length, _WRITE, self._flags, self.path(index))
+            if self._durability == "power":
+                mapping.keep(fd)
+            return mapping
         finally:
             os.close(fd)
 
@@ -75,6 +84,7 @@ class DataFiles(CrateDataFiles):
     """The same with a header page, 0600, in whole pages, and with inodes that can be replaced."""
 
     start = kernel.PAGE
+    end = 8  # the sentinel
 
     def __init__(self, prefix: str, control: files.OpenFile, *, populate: bool) -> None:
         super().__init__(prefix, populate=populate)
@@ -109,19 +119,26 @@ class DataFiles(CrateDataFiles):
                 fd = self.open(index, writable=True)
         if fd >= 0:
             old = os.fstat(fd).st_size
-            wanted = kernel.PAGE + size
+            wanted = kernel.PAGE + size + self.end
             length = old if wanted <= old else _whole_pages(max(wanted, old + old // 4))
-            return self._map_target(fd, index, length)
+            try:
+                return self._map_target(os.dup(fd), index, length)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                return self._map_target(os.dup(fd), index, _whole_pages(wanted))  # without growing in advance
+            finally:
+                os.close(fd)
         name = self._new_name(index) if renew else self.path(index)
         page = files.new_header(
             "syncdata", durability=self._durability, options=(index,), parent=self._control.header.identity
         )
-        length = _whole_pages(kernel.PAGE + max(size, 1))
+        length = _whole_pages(kernel.PAGE + size + self.end)
         if renew:
             self.discard(index)
         model = self._like(index)
         files.create(name, page, length, durability=self._durability, permissions=stat.S_IMODE(model.st_mode))
-        with suppress(PermissionError):  # whoever may give files away
+        with suppress(OSError):  # whoever may give files away, to whom this user namespace knows
             os.chown(name, model.st_uid, model.st_gid, follow_symlinks=False)
         return self._map_target(files.open_regular(name, writable=True), index, length)
 

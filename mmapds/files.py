@@ -47,7 +47,7 @@ from mmapds._header import (
 )
 from mmapds._native import kernel
 from mmapds._native.kernel import LockFile
-from mmapds.errors import DurabilityFailed, ForkedHandle, IncompatibleFormat, MappingLost, UnsupportedFilesystem
+from mmapds.errors import Closed, DurabilityFailed, ForkedHandle, IncompatibleFormat, MappingLost, UnsupportedFilesystem
 
 __all__ = [
     "ANY_FILESYSTEM",
@@ -304,6 +304,8 @@ class OpenFile:
     def live_locks(self) -> LockFile:
         """The lock descriptor of this process: opened anew in the child of a fork."""
         assert self.writable
+        if self.fd < 0:
+            raise Closed(f"{self.path} is closed")
         if self.locks is None or not self.locks.usable:
             self.locks = open_locks(self.fd, self.path, self.identity)
         return self.locks

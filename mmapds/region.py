@@ -29,6 +29,7 @@ from typing import Self, TypeAlias
 
 from mmapds._backing import ADVICE, Backing, HugePages, Mode, check_mode
 from mmapds._native import kernel
+from mmapds._native.atomic import AtomicInt64
 from mmapds._native.lockword import Lock
 from mmapds._native.region import FLAGS, Mapping
 from mmapds._stream import Stream
@@ -355,6 +356,11 @@ class Region(Stream):
         self._advise(number, start, end - start)
 
     # ---- locks --------------------------------------------------------------------------------------------------
+
+    def atomic(self, offset: int) -> AtomicInt64:
+        """The 64-bit word at `offset` (a multiple of 8) as an :class:`AtomicInt64`."""
+        len(self)
+        return AtomicInt64(self._mapping, offset, self.mode != "private")
 
     def lock(self, offset: int) -> Lock:
         """The lock at `offset` (8 bytes, a multiple of 8, zero at first), for all processes that map the file."""

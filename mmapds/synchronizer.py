@@ -360,11 +360,14 @@ class Synchronizer(Writer):
 
     def close(self) -> None:
         """Ends this handle; idempotent. Results that are still held, and their views, stay valid until they go."""
-        with self._registering():  # whatever an earlier call was interrupted in is finished
-            if not self._is_closed:
-                self._close()
-            if self._file.locks is not None:
-                self._file.locks.unlock(kernel.LOCK_WRITER)  # the slot's byte stays locked as long as a result is held
+        if not self._is_closed:  # whatever an earlier call was interrupted in is finished below
+            self._close()
+        with self._registering():
+            locks = self._file.locks
+            if not self._give_slot_back() and locks is not None:
+                locks.close()
+            elif locks is not None:
+                locks.unlock(kernel.LOCK_WRITER)  # the slot's byte stays locked as long as a result is held
             self._file.close()
 
     def check(self) -> None:

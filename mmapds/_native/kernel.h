@@ -151,6 +151,27 @@ static inline int kernel_start_writeback(int fd, int64_t offset, int64_t length)
     return sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE) == 0 ? 0 : -errno;
 }
 
+/* Writes all of it, within the size that the file has: 0, -errno, or -ESTALE if the file is shorter by now. */
+static inline int kernel_fill(int fd, const char *source, size_t length, int64_t offset)
+{
+    struct stat found;
+    if (fstat(fd, &found) != 0)
+        return -errno;
+    if (found.st_size < offset + (int64_t)length)
+        return -ESTALE;
+    while (length > 0) {
+        ssize_t written = pwrite(fd, source, length, offset);
+        if (written < 0 && errno != EINTR)
+            return -errno;
+        if (written > 0) {
+            source += written;
+            offset += written;
+            length -= written;
+        }
+    }
+    return 0;
+}
+
 static inline int64_t kernel_filesystem(int fd)
 {
     struct statfs found;

@@ -44,7 +44,8 @@
    DATA FILE (<prefix>_data_0 and _1, kind "syncdata", parent: the sync file; options: 0 index)
 
            0  4096  header page
-        4096        the value
+        4096        the value, and room for a larger one
+    size - 8     8  sentinel          MMAPDS_SENTINEL; a file that was cut has none where its mapping ends
 */
 #ifndef MMAPDS_LAYOUT_H
 #define MMAPDS_LAYOUT_H

@@ -55,6 +55,12 @@
 #include "kernel.h"
 #include "layout.h"
 
+/* A data file that was cut in the middle of a page shows zeros behind its end, and no signal comes. */
+static inline int leftright_whole(const char *base, size_t size)
+{
+    return load_relaxed_u64((const uint64_t *)(base + size - 8)) == MMAPDS_SENTINEL;
+}
+
 static inline void leftright_unpin(uint64_t *pins, int index)
 {
     store_release_u64(&pins[index], pins[index] - 1); /* pairs with leftright_pinned: our reads are over */

@@ -37,6 +37,7 @@ cdef extern from "layout.h" nogil:
 
 
 cdef extern from "leftright.h" nogil:
+    bint leftright_whole(const char *base, size_t size)
     int leftright_pin(const mmapds_sync *sync, uint64_t *pins, uint64_t *version)
     void leftright_unpin(uint64_t *pins, int index)
     int leftright_pinned(const mmapds_sync *sync, int index, int start)
@@ -95,6 +96,7 @@ cdef class LeftRight:
     cdef int refuse(self, ReadResult result) except -1
     cdef int poison(self, Mapping mapping) except -1
     cdef int check_lost(self) except -1
+    cdef int check_whole(self, Mapping mapping) except -1
     cdef void leave_slot(self) noexcept
     cdef int settle(self, ReadResult result, uint64_t version) except -1
     cdef int switch(self, ReadResult result, uint64_t version) except -1

@@ -41,7 +41,7 @@ cdef int64_t POLL = 500000              # ns: readers that cannot say that they 
 
 
 @cython.final
-@cython.no_gc
+@cython.no_gc_clear      # what it needs at its end stays until then
 cdef class Slot(Pins):
 
     cdef void unpin(self, int index) noexcept:
@@ -57,7 +57,7 @@ cdef class Slot(Pins):
         if self.registered == self.epoch[0] and self.pins is not NULL and self.pins[0] + self.pins[1] == 0:
             leftright_detach(self.sync, self.number)        # the bit goes before the byte is unlocked
             self.pins = NULL
-            self.locks = None
+            self.locks.close()          # not only let go of: a traceback somewhere may hold it
 
     def __dealloc__(self):
         self.end()
@@ -80,6 +80,7 @@ cdef class LeftRight:
 
     def _open(self, Mapping control not None, *, bint verify, bint unregistered):
         """From now on `control` is the sync file. `unregistered`: it must not, or cannot, be written."""
+        cdef Mapping previous = self.control    # held until no pointer into it is left
         self.control = control
         self.sync = <mmapds_sync *>control.base
         self.word = &self.sync.sequence
@@ -97,11 +98,16 @@ cdef class LeftRight:
         self.returned = 0
 
     def _close(self):
-        """From now on every call raises Closed. The slot goes when the last result that holds a pin has gone."""
+        """From now on every call raises Closed."""
         self.is_closed = True
-        self.leave_slot()
         self.loaded = 0
         self.loaded_value = None
+
+    def _give_slot_back(self):
+        """After _close: True if results still hold pins, with which the slot will go."""
+        cdef Slot seat = self.seat
+        self.leave_slot()
+        return seat is not None and seat.pins is not NULL and seat.registered == self.epoch[0]
 
     cdef void leave_slot(self) noexcept:
         cdef Slot seat = self.seat
@@ -230,16 +236,23 @@ cdef class LeftRight:
             self.settle(result, version)
         result.switched = result.version != self.returned
         self.returned = result.version
-        if self.failed[0] or self.control.lost or result.mapping.lost:
+        if (self.failed[0] or self.control.lost or not leftright_whole(result.mapping.base, result.mapping.size)
+                or result.mapping.lost):        # in this order: the look at the end may be what brings the mark
             self.refuse(result)
         return result
 
     cdef int refuse(self, ReadResult result) except -1:
         result.release()
-        if result.mapping.lost:
-            self.poison(result.mapping)
+        self.check_whole(result.mapping)
         self.check_lost()
         self.check_failed()
+        return 0
+
+    cdef int check_whole(self, Mapping mapping) except -1:
+        if not leftright_whole(mapping.base, mapping.size):
+            mapping.lost = 1
+        if mapping.lost:
+            self.poison(mapping)
         return 0
 
     cdef int check_lost(self) except -1:
@@ -303,7 +316,7 @@ cdef class LeftRight:
                 return 0
             self.damaged(version, sequence, size)
         mapping = self.map1 if index else self.map0
-        if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
+        if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE - 8 < size:
             mapping = self._data.map(index, size)
             if load_seq_cst_u64(&self.sync.sequence) != version:
                 # What was mapped may already be the inode of version + 2; its generation, still to come, will say so.
@@ -354,8 +367,7 @@ cdef class LeftRight:
 
     cdef int verify_hash(self, Mapping mapping, char *base, Py_ssize_t size, uint64_t hash, uint64_t version) except -1:
         cdef uint64_t found = xxh3_64_intdigest(PyMemoryView_FromMemory(base, size, 0x100))
-        if mapping.lost:
-            self.poison(mapping)
+        self.check_whole(mapping)
         self.check_lost()
         if found != hash:
             raise CorruptionError(
@@ -444,7 +456,7 @@ cdef class LeftRight:
             if not self.fits(version, sequence, size, hash, check):
                 self.damaged(version, sequence, size)
             mapping = self.map1 if index else self.map0
-            if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE < size:
+            if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE - 8 < size:
                 mapping = self._data.map(index, size)
                 if load_seq_cst_u64(&self.sync.sequence) != version:
                     continue
@@ -463,8 +475,7 @@ cdef class LeftRight:
             self._refresh()             # a V of our own says nothing about a writer that has come to life meanwhile
             if self.control is not control:
                 continue
-            if mapping.lost:
-                self.poison(mapping)
+            self.check_whole(mapping)
             if self.verify:
                 self.verify_hash(mapping, target, size, hash, version)
             self.current_copy = data

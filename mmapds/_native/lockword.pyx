@@ -218,9 +218,8 @@ cdef class Lock:
                 # The kernel compares again before it sleeps; every release clears the waiters bit in this half.
                 result = kernel_futex_wait(<uint32_t *>self.word, <uint32_t>(found | WAITERS), left)
             waited = True
-            if result == -EINTR:
-                PyErr_CheckSignals()
-            elif result not in (0, -EAGAIN, -ETIMEDOUT):
+            PyErr_CheckSignals()        # in every round: a signal may have come while we looked
+            if result not in (0, -EAGAIN, -ETIMEDOUT, -EINTR):
                 self.mapping.check()
                 load_seq_cst_u64(self.word)     # EFAULT: if the page is gone, this leaves the mark
                 self.mapping.check()

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from mmapds._native.region cimport Mapping
 from mmapds._native.results cimport Pins
 from mmapds._native.writer cimport Writer
 
@@ -30,5 +31,5 @@ cdef class Crate(Writer):
     cdef uint64_t checked               # the version word that was verified last
     cdef int count(self) except -1
     cdef int wait_for_readers(self, int index, double grace) except -1
-    cdef int map_crate(self, uint64_t version, int index) except -1
+    cdef Mapping map_crate(self, uint64_t version, int index)
     cdef int verify_crate(self, char *base, uint64_t version) except -1

@@ -35,7 +35,7 @@ cdef inline Py_ssize_t size_of(uint64_t version) noexcept nogil:
 
 
 @cython.final
-@cython.no_gc
+@cython.no_gc_clear      # what it needs at its end stays until then
 cdef class Counts(Pins):
 
     cdef void unpin(self, int index) noexcept:
@@ -89,8 +89,7 @@ cdef class Crate(Writer):
             result.pins = self.counts
             result.pinned = True
             result.index = index
-            self.map_crate(version, index)
-            result.mapping = self.map1 if index else self.map0
+            result.mapping = self.map_crate(version, index)
             result.base = result.mapping.base
             result.size = size_of(version)
             result.version = version
@@ -112,7 +111,7 @@ cdef class Crate(Writer):
         self.counts = counts
         return 0
 
-    cdef int map_crate(self, uint64_t version, int index) except -1:
+    cdef Mapping map_crate(self, uint64_t version, int index):
         """Maps the data file of the index at least as far as the version's size."""
         cdef Mapping mapping = self.map1 if index else self.map0
         cdef Py_ssize_t size = size_of(version)
@@ -124,7 +123,7 @@ cdef class Crate(Writer):
                     "write anew"
                 )
             self.keep(index, mapping, 0)
-        return 0
+        return mapping          # not the one that is kept: another thread may have kept a shorter one since
 
     cdef int verify_crate(self, char *base, uint64_t version) except -1:
         cdef uint64_t found = self.checksum(PyMemoryView_FromMemory(base, size_of(version), 0x100)) & 0xffffff
@@ -151,8 +150,7 @@ cdef class Crate(Writer):
             if version == 0:
                 self.not_initialised()
             size = size_of(version)
-            self.map_crate(version, <int>(version & 1))
-            mapping = self.map1 if version & 1 else self.map0
+            mapping = self.map_crate(version, <int>(version & 1))
             data = PyBytes_FromStringAndSize(NULL, size)
             target = PyBytes_AS_STRING(data)
             source = mapping.base

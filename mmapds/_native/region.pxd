@@ -14,16 +14,10 @@ cdef class Mapping:
     cdef readonly bint writable
     cdef Py_ssize_t borrowed            # buffers, atomics, calls without the GIL: while not 0, bytes may not move
     cdef void *guard
+    cdef int fd                         # kept for those who also write by system call, or -1
     cdef readonly object path
     cdef Py_ssize_t copied              # from here on the pages are private copies (detach)
     cdef int check(self) except -1
-
-
-cdef class AtomicInt64:
-    cdef Mapping mapping
-    cdef uint64_t *word
-    cdef bint futex
-    cdef int refuse(self) except -1
 
 
 cdef class RegionCore:

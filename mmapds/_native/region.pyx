@@ -46,6 +46,9 @@ cdef extern from "kernel.h" nogil:
     int mlock(void *base, size_t length)
     void *mremap(void *base, size_t old, size_t new, int flags, ...)
     int MREMAP_MAYMOVE, MREMAP_FIXED
+    int fcntl(int fd, int command, ...)
+    int close(int fd)
+    int F_DUPFD_CLOEXEC
     int errno
 
 
@@ -66,6 +69,7 @@ cdef class Mapping:
     def __cinit__(self, int fd, Py_ssize_t size, int protection, int flags, path=None, Py_ssize_t page=4096,
                   uintptr_t address=0):
         self.guard = NULL
+        self.fd = -1
         self.base = NULL
         page = max(page, PAGE)
         if size <= 0:
@@ -95,6 +99,15 @@ cdef class Mapping:
         if self.base is not NULL:
             with nogil:
                 munmap(self.base, self.length)
+        if self.fd >= 0:
+            close(self.fd)
+
+    def keep(self, int fd):
+        """Keeps a duplicate of the file's descriptor, for as long as the mapping lives."""
+        cdef int kept = fcntl(fd, F_DUPFD_CLOEXEC, 0)
+        if kept < 0:
+            raise_errno(errno, self.path)
+        self.fd = kept
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self.base, self.size, not self.writable, flags)
@@ -225,138 +238,6 @@ cdef class Mapping:
             raise_errno(failed, self.path)
 
 
-cdef inline int before(AtomicInt64 self) except -1:
-    if self.mapping.lost or not self.mapping.writable:
-        self.refuse()
-    return 0
-
-
-cdef inline object after(AtomicInt64 self, uint64_t value):
-    if kernel_lost(&self.mapping.lost):
-        self.mapping.check()
-    return <int64_t>value
-
-
-@cython.final
-@cython.no_gc                           # refers to a mapping only
-cdef class AtomicInt64:
-    """A signed 64-bit word of a region, changed by one hardware instruction.
-
-    All operations are sequentially consistent, wait-free, and shared with every process that maps the word; they wrap
-    at 64 bits as the hardware does. The word survives the death of any process. An atomic keeps its mapping alive: it
-    stays valid after the region's `close()` and `resize()`, and in the child of a fork. Obtained from
-    :meth:`mmapds.Region.atomic`.
-    """
-
-    def __cinit__(self, Mapping mapping not None, Py_ssize_t offset, bint futex):
-        if offset < 0 or offset > mapping.size - 8:
-            raise ValueError(f"offset {offset} is outside: a word needs 8 bytes within the region's {mapping.size}")
-        if offset % 8:
-            raise ValueError(f"offset {offset} is misaligned: an atomic word lies at a multiple of 8")
-        self.mapping = mapping
-        self.futex = futex
-        self.word = <uint64_t *>(mapping.base + offset)
-        mapping.borrowed += 1
-
-    def __dealloc__(self):
-        if self.mapping is not None:
-            self.mapping.borrowed -= 1
-
-    cdef int refuse(self) except -1:
-        self.mapping.check()
-        raise ValueError(f"{self.mapping.path or 'the region'} is mapped read-only: mode='shared' can change it")
-
-    def load(self):
-        """The value."""
-        return after(self, load_seq_cst_u64(self.word))
-
-    def store(self, Py_ssize_t value):
-        """Sets the value."""
-        before(self)
-        store_seq_cst_u64(self.word, <uint64_t>value)
-        if kernel_lost(&self.mapping.lost):
-            self.mapping.check()
-
-    def fetch_add(self, Py_ssize_t n=1):
-        """Adds n and returns the value before."""
-        before(self)
-        return after(self, fetch_add_seq_cst_u64(self.word, <uint64_t>n))
-
-    def fetch_sub(self, Py_ssize_t n=1):
-        """Subtracts n and returns the value before."""
-        before(self)
-        return after(self, fetch_sub_seq_cst_u64(self.word, <uint64_t>n))
-
-    def fetch_and(self, Py_ssize_t mask):
-        """Bitwise and; returns the value before."""
-        before(self)
-        return after(self, fetch_and_seq_cst_u64(self.word, <uint64_t>mask))
-
-    def fetch_or(self, Py_ssize_t mask):
-        """Bitwise or; returns the value before."""
-        before(self)
-        return after(self, fetch_or_seq_cst_u64(self.word, <uint64_t>mask))
-
-    def fetch_xor(self, Py_ssize_t mask):
-        """Bitwise exclusive or; returns the value before."""
-        before(self)
-        return after(self, fetch_xor_seq_cst_u64(self.word, <uint64_t>mask))
-
-    def exchange(self, Py_ssize_t value):
-        """Sets the value and returns the one before."""
-        before(self)
-        return after(self, exchange_seq_cst_u64(self.word, <uint64_t>value))
-
-    def compare_exchange(self, Py_ssize_t expected, Py_ssize_t desired):
-        """Sets `desired` if the value is `expected`; returns (whether it did, the value before)."""
-        cdef uint64_t found = <uint64_t>expected
-        before(self)
-        cdef bint done = compare_exchange_seq_cst_u64(self.word, &found, <uint64_t>desired)
-        return done, after(self, found)
-
-    def wait(self, Py_ssize_t expected, timeout=None):
-        """Sleeps while the value is `expected`, at most `timeout` seconds; True when it is another, False on time-out.
-
-        Whoever changes the value must call :meth:`wake`. A futex compares 32 bits, so a change of the upper half
-        alone, like a waker that died before it woke anybody, is noticed after 100 ms. Signal handlers run, and may
-        raise, while it sleeps.
-        """
-        cdef int64_t limit = deadline(timeout), left
-        cdef int result = 0, before
-        if not self.futex:
-            raise ValueError("cannot wait on a private mapping, which nobody else can change: open it with mode='shared'")
-        while True:
-            if <int64_t>load_seq_cst_u64(self.word) != expected:
-                self.mapping.check()
-                return True
-            self.mapping.check()
-            left = min(SLICE, limit - kernel_clock_ns())
-            if left <= 0:
-                return False
-            before = result
-            with nogil:
-                # The kernel compares again before it sleeps: pairs with the change that precedes wake().
-                result = kernel_futex_wait(<uint32_t *>self.word, <uint32_t>expected, left)
-            if result == -EINTR:
-                PyErr_CheckSignals()
-            elif result == -EFAULT and before != -EFAULT:
-                continue                # no page: the next look brings the mark
-            elif result not in (0, -EAGAIN, -ETIMEDOUT):
-                raise_errno(-result, self.mapping.path)
-
-    def wake(self, int n=1):
-        """Wakes up to n waiters of any process; returns how many."""
-        if n < 0:
-            raise ValueError(f"cannot wake {n} waiters")
-        cdef int woken = kernel_futex_wake(<uint32_t *>self.word, n)
-        if woken < 0:
-            raise_errno(-woken, self.mapping.path)
-        return woken
-
-    def __repr__(self):
-        return f"<AtomicInt64 {self.load()}>"
-
-
 @cython.auto_pickle(False)
 cdef class RegionCore:
 
@@ -407,6 +288,9 @@ cdef class RegionCore:
         # The view's owner is the Mapping, not this object: it stays valid across close() and resize().
         self.opened().check()
         PyObject_GetBuffer(self.mapping, view, flags)
+
+    def __releasebuffer__(self, Py_buffer *view):
+        pass    # that there is one makes numpy hold a memoryview, and so the mapping, instead of this object
 
     def pread(self, Py_ssize_t n, Py_ssize_t offset):
         """Up to n bytes from offset, as `os.pread`: fewer at the end, b"" behind it."""
@@ -509,10 +393,6 @@ cdef class RegionCore:
         if index < 0 or index >= size:
             raise IndexError(f"index {key} is outside the region's {size} bytes")
         return index
-
-    def atomic(self, Py_ssize_t offset):
-        """The 64-bit word at `offset` (a multiple of 8) as an :class:`AtomicInt64`."""
-        return AtomicInt64(self.opened(), offset, self.shared)
 
     def populate(self, Py_ssize_t offset=0, length=None, *, bint write=False):
         """Faults the pages of a range in (with `write`, ready to be written), with the GIL released."""

@@ -7,7 +7,7 @@ from mmapds._native.region cimport Mapping
 
 
 cdef class Pins:
-    """What a result gives its pin back to. Not known to the collector, which could clear it before the result."""
+    """What a result gives its pin back to. Never cleared by the collector."""
     cdef Mapping control                # keeps the words mapped
     cdef uint64_t registered            # the fork epoch in which the pins are ours
     cdef const uint64_t *epoch

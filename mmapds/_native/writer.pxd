@@ -27,6 +27,8 @@ cdef class Writer(LeftRight):
     cdef bint names                     # a name may not be durable yet
     cdef int swept                      # the slot to go on at
     cdef int64_t looked                 # when the path was looked at
+    cdef bint renewing                  # there is an inode that has not got its name yet,
+    cdef int renewed                    # of this index
     cdef bint gives_up                  # poisoned, and still the writer
 
     cdef int enter(self) except -1

@@ -27,11 +27,14 @@ from cpython.pythread cimport (
     NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_get_thread_ident,
     PyThread_release_lock, WAIT_LOCK,
 )
+from libc.errno cimport ESTALE
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from mmapds._native.atomics cimport fence_seq_cst, fetch_add_seq_cst_u64, fetch_or_seq_cst_u64, store_seq_cst_u64
-from mmapds._native.kernel cimport deadline, kernel_clock_ns, kernel_coarse_ns, kernel_sleep_ns, raise_errno
+from mmapds._native.kernel cimport (
+    deadline, kernel_clock_ns, kernel_coarse_ns, kernel_fill, kernel_sleep_ns, raise_errno,
+)
 from mmapds._native.leftright cimport (
     LeftRight, MMAPDS_LIMIT, MMAPDS_PAGE, MMAPDS_SENTINEL, leftright_pinned, leftright_publish, leftright_reclaim,
     leftright_sweep, mmapds_sync,
@@ -40,7 +43,7 @@ from mmapds._native.region cimport Mapping
 
 from xxhash import xxh3_64_intdigest
 
-from mmapds.errors import DurabilityFailed, ForkedHandle
+from mmapds.errors import CorruptionError, DurabilityFailed, ForkedHandle
 
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -203,11 +206,15 @@ cdef class Writer(LeftRight):
             finally:
                 PyBuffer_Release(&view)
         finally:
+            if self.renewing:           # an exception between its creation and its installation
+                self.renewing = False
+                self._data.discard(self.renewed)
             self.leave()
 
     cdef int look_around(self) except -1:
         """Every 100 ms of writing: are these still the files that the path names, and who has died?"""
         self._check_path()              # writing for nobody, into files that were replaced, should be noticed
+        self.check_open()
         if self.sync is not NULL:
             self.swept = leftright_sweep(
                 self.sync, self.swept, SWEEP, self.seat.number if self.mine_at_all() else -1, self.lock_fd)
@@ -248,7 +255,9 @@ cdef class Writer(LeftRight):
         if self.control.lost:           # the pins that were looked at, or V, may have been such zeros
             self.poison(self.control)
         target = self.target1 if index else self.target0
-        if room == HELD or target is None or target.size - MMAPDS_PAGE < size:
+        if room == HELD or target is None or target.size - MMAPDS_PAGE - 8 < size:
+            self.renewed = index
+            self.renewing = room == HELD
             target = self.name(index, size, room == HELD)
             if room != HELD:
                 # Perhaps somebody removed the file and this is another inode: whoever has a mapping of it maps anew.
@@ -262,6 +271,7 @@ cdef class Writer(LeftRight):
                 self.check_lost()
                 self.check_writer()
                 self.install(index)     # rename over data_<index>
+                self.renewing = False
             except BaseException:
                 target = None           # which inode has the name now is not known
                 raise
@@ -286,14 +296,35 @@ cdef class Writer(LeftRight):
         """Copies the value to where it belongs, and returns the hash of what is there: somebody may change a mutable
         source meanwhile."""
         cdef uint64_t hash
+        cdef int failed
         fence_seq_cst()                 # pairs with the fence in LeftRight.copy: V before the first byte
+        if size >= LARGE and target.fd >= 0:
+            # Each sync write-protects the pages, and a copy through the mapping would take a fault at each of them.
+            with nogil:
+                failed = kernel_fill(target.fd, source, size, base - target.base)
+            if failed == -ESTALE:
+                target.lost = 1
+                self.poison(target)
+            if failed < 0:
+                raise_errno(-failed, target.path)
+            hash = xxh3_64_intdigest(PyMemoryView_FromMemory(source, size, 0x100))
+            if hash != xxh3_64_intdigest(PyMemoryView_FromMemory(base, size, 0x100)):
+                self.check_lost()
+                raise CorruptionError(
+                    f"{target.path}: what is in the file is not what was written there: did another thread change the data "
+                    "while they were written, or somebody cut the file? Nothing was published."
+                )
+            self.check_lost()
+            return hash
         if size >= LARGE:
             with nogil:
                 memcpy(base, source, size)
         else:
             memcpy(base, source, size)
         hash = xxh3_64_intdigest(immutable if immutable is not None else PyMemoryView_FromMemory(base, size, 0x100))
-        if target.lost:
+        if self.sync is not NULL:
+            self.check_whole(target)
+        elif target.lost:
             self.poison(target)
         self.check_lost()
         return hash
@@ -382,6 +413,9 @@ cdef class Writer(LeftRight):
                     if not stuck[slot // 64] >> (slot % 64) & 1:
                         waiting = True
                 slot = leftright_pinned(sync, index, slot + 1)
+            if slot == -2:
+                self.control.lost = 1
+                self.poison(self.control)
             for word in range(16):
                 stuck[word] &= still[word]
             if not any_live:
@@ -397,3 +431,4 @@ cdef class Writer(LeftRight):
             pause = min(2 * pause, 1000000)
             PyErr_CheckSignals()
             self.check_writer()
+            self.check_lost()           # another thread may have poisoned the handle: our slot is not ours any more

@@ -15,11 +15,11 @@ from mmapds._native import kernel
 from mmapds.errors import CorruptionError, IncompatibleFormat
 from mmapds.inspection._base import ATTEMPTS, described_neighbour, first_page, opened
 
-_SEQUENCE, _RECORDS, _WAITERS, _IN_USE, SLOTS_AT = 4096, (4160, 4224), 4288, 4352, 8192
+_SEQUENCE, _RECORDS, _WAITERS, _IN_USE, _SENTINEL, SLOTS_AT = 4096, (4160, 4224), 4288, 4352, 8184, 8192
 SLOT_SIZE = 128
 _RECORD = struct.Struct("<5Q")
 SLOT = struct.Struct("<4Q")
-ZERO = ((4104, 4160), (4200, 4224), (4264, 4288), (4292, 4352), (4480, 8192))
+ZERO = ((4104, 4160), (4200, 4224), (4264, 4288), (4292, 4352), (4480, 8184))
 _MASK = (1 << 64) - 1
 
 
@@ -64,6 +64,7 @@ class Control:
             self.sequence = int.from_bytes(self.page[_SEQUENCE : _SEQUENCE + 8], "little")
             self.records = tuple(Record(*_RECORD.unpack_from(self.page, offset)) for offset in _RECORDS)
             self.waiters = int.from_bytes(self.page[_WAITERS : _WAITERS + 4], "little")
+            self.sentinel = int.from_bytes(self.page[_SENTINEL : _SENTINEL + 8], "little")
             self._in_use = int.from_bytes(self.page[_IN_USE : _IN_USE + kernel.SLOTS // 8], "little")
 
     @property

@@ -125,6 +125,8 @@ class _Look:
         check_zero(report, where, control.page, ends)
         if control.waiters > 1:
             report.warning(where, f"the waiters word is {control.waiters}, expected 0 or 1")
+        if control.sentinel != kernel.SENTINEL:
+            report.error(where, "the end of the commit page is not what was written there: was the file cut?")
         self.writing = kernel.locked(fd, kernel.LOCK_WRITER)
         self.foreign = not _same_origin(fd, header) and not kernel.locked(fd, kernel.LOCK_OPEN, 0)
         if self.foreign:
@@ -303,6 +305,8 @@ def _slot_is_wrong(slot: Slot) -> str:
         return f"its pins are {slot.pins[0]} and {slot.pins[1]}: damaged, or counted below zero"
     if any(slot.pins) and not slot.in_use:
         return f"has pins {slot.pins[0]} and {slot.pins[1]}, and is not marked as in use: writers do not see it"
+    if slot.in_use and slot.incarnation == 0:
+        return "is in use, and has never been used: was the file cut?"
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -27,11 +28,9 @@ def fill(path: Path) -> int:
     """Writes until the disk is full; how many bytes that took."""
     with path.open("wb", buffering=0) as file:
         for size in (1 << 20, 4096):
-            try:
+            with contextlib.suppress(OSError):
                 while True:
                     file.write(os.urandom(size))
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
         return file.tell()
 
 
@@ -337,7 +336,7 @@ def test_r32_overlayfs_is_refused_unless_overridden(mount: Mount, tmp_path: Path
     folder = mount("overlay", options, "overlay")
     before = os.listdir(folder)
     for name, mode in (("old", "shared"), ("old", "readonly"), ("old", "private"), ("new", "shared")):
-        with pytest.raises(UnsupportedFilesystem, match="overlayfs.*MMAPDS_ANY_FILESYSTEM"):
+        with pytest.raises(UnsupportedFilesystem, match=r"overlayfs.*MMAPDS_ANY_FILESYSTEM"):
             Synchronizer(folder / name, mode=mode)  # type: ignore[arg-type]
     assert os.listdir(folder) == before
     monkeypatch.setenv("MMAPDS_ANY_FILESYSTEM", "1")

@@ -84,7 +84,7 @@ def fuzz(seed, count):
             offset = choose.randrange(choose.choice([0, top // 2]), top)
             size = os.path.getsize(path)
             if choose.random() < 0.1:
-                os.truncate(path, choose.choice([0, 4095, 4096, 8192, size - 1, size + 1, size + 100_000]))
+                os.truncate(path, choose.choice([0, 4095, 4096, 8192, size // 2, size + 1, size + 100_000]))
             elif choose.random() < 0.5:
                 syncfiles.poke_word(path, offset & ~7, choose.choice([*words, choose.getrandbits(64)]))
             else:

@@ -8,7 +8,7 @@ import itertools
 import os
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Power:
 
     def after(self, files: dict[str, bytes]) -> Any:
         """What is there when the machine runs again."""
-        prefix = str(self.found / "value")
+        prefix, reason = str(self.found / "value"), ""
         syncfiles.restore(prefix, {name.removeprefix("value"): content for name, content in files.items()})
         sync = syncfiles.sync(prefix)
         if os.path.exists(sync) and os.path.getsize(sync) >= 4096:
@@ -87,13 +87,12 @@ class Power:
         except FileNotFoundError:
             outcome = "absent"
         except (CorruptionError, IncompatibleFormat) as error:
-            outcome = "refused"
-            # A first record of which half the words are on the disk cannot be told from damage.
-            assert self.durability == "process" or not self.returned, f"{error}; {self.describe()}"
+            outcome, reason = "refused", str(error)
         if self.durability == "power":
+            # A first record of which half the words are on the disk cannot be told from damage.
             allowed = {self.returned, self.begun} | self.unacknowledged | (set() if self.returned else {"refused"})
             allowed |= set() if self.begun else {"absent"}
-            assert outcome in allowed, f"found {outcome}, allowed {allowed}; {self.describe()}"
+            assert outcome in allowed, f"found {outcome} {reason}, allowed {allowed}; {self.describe()}"
         return outcome
 
     def describe(self) -> str:
@@ -210,64 +209,84 @@ def test_r06_process_durability_gives_a_version_that_verifies_or_a_clear_error(f
 
 
 @pytest.mark.parametrize("held", [False, True])
-@pytest.mark.parametrize("number_", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC])
 def test_r12_whichever_sync_fails_nothing_is_trusted_until_a_write_has_succeeded(
-    folder: Path, held: bool, number_: int
+    folder: Path, held: bool, failure: int
 ) -> None:
-    """The first, second, ... call of one write fails, and so do all later ones until the disk is well again."""
+    """The first, second, ... sync of one write fails, and so do all later ones until the disk is well again."""
     prefix = str(folder / "value")
     with Synchronizer(prefix, codec="raw", durability="power") as s:
         s.write_bytes(pattern(1, SIZE))
-    failing = 0
-    last = -1
-    while failing > last:
-        last = failing
-        with (
-            WatchedPeer("import victims; s = Synchronizer(prefix); s.version", prefix=prefix) as peer,
-            Synchronizer(prefix) as reader,
-            Synchronizer(prefix, mode="readonly") as copying,
-        ):
-            for _ in range(2):
-                peer.watch("s.write_bytes(victims.pattern(s.version + 1, 1400), 0.0).size", lambda call: 0)
-            held_results = [reader.read()] if held else []
-            if held:
-                peer.watch("s.write_bytes(victims.pattern(s.version + 1, 1400), 0.0).size", lambda call: 0)
-            version = reader.version
-            count = 0
+    failed = [fail_from(prefix, held, failure, first) for first in range(40)]
+    assert failed[0], "the first sync of a write failed, and nobody noticed"
+    assert sum(failed) >= 2, "a write makes two syncs at least"
+    assert not failed[-1]
 
-            def fail(call: Call) -> int:
-                nonlocal count
-                if call.name not in ("msync", "fsync", "fdatasync"):
-                    return 0
-                count += 1
-                return number_ if count > failing else 0
 
-            for attempt in range(3):
-                try:
-                    peer.watch("s.write_bytes(victims.pattern(s.version + 1, 1400), 0.0).size", fail)
-                except PeerError as error:
-                    message = f"call {failing}, attempt {attempt}: {error}"
-                    assert error.name in ("DurabilityFailed", "OSError"), message
-                else:
-                    assert attempt == 0, f"call {failing}: a retry on a failing disk counted as success"
-                    assert failing >= count, f"call {failing}: a failed sync was not noticed"
-                    break
+WRITE = "s.write_bytes(victims.pattern(s.version + 1, 1400), 0.0).size"
+
+
+def fail_from(prefix: str, held: bool, failure: int, first: int) -> bool:
+    """One write whose syncs fail from number `first` on; whether it has so many."""
+    count = 0
+
+    def fail(call: Call) -> int:
+        nonlocal count
+        if call.name not in ("msync", "fsync", "fdatasync"):
+            return 0
+        count += 1
+        return failure if count > first else 0
+
+    with (
+        WatchedPeer("import victims; s = Synchronizer(prefix); s.version", prefix=prefix) as peer,
+        Synchronizer(prefix) as reader,
+        Synchronizer(prefix, mode="readonly") as copying,
+    ):
+        for _ in range(2):
+            peer.watch(WRITE, lambda call: 0)
+        results = [reader.read()] if held else []
+        if held:
+            peer.watch(WRITE, lambda call: 0)
+        version = reader.version
+        outcome = attempt(peer, fail)
+        if outcome:
+            for retry in range(3):
+                message = f"sync {first}: {outcome}; retry {retry}"
                 if syncfiles.word(syncfiles.sync(prefix), syncfiles.FAILED):
-                    for handle in (reader, copying):
-                        for call in (handle.read, handle.load, lambda handle=handle: handle.wait(timeout=0)):
-                            with pytest.raises(DurabilityFailed):
-                                call()
-                    with pytest.raises(DurabilityFailed), Synchronizer(prefix, mode="private"):
-                        pass
+                    assert_distrusted(prefix, reader, copying)
                 else:
-                    assert "DurabilityFailed" not in message, f"others may not trust it either: {message}"
-                    assert reader.version == version, "published, and not durable"
-                failing += attempt == 0
-            peer.watch("s.write_bytes(b'well again').size", lambda call: 0)
-            for handle in (reader, copying):
-                assert bytes(handle.load()) == b"well again"
-            assert syncfiles.word(syncfiles.sync(prefix), syncfiles.FAILED) == 0
-            for r in held_results:
-                assert number(r.data) == version - 1
-                r.release()
-    assert failing >= 2, "a write makes two syncs at least"
+                    assert "DurabilityFailed" not in outcome, f"others may not trust it either: {message}"
+                    assert reader.version == version, f"published, and not durable: {message}"
+                outcome = attempt(peer, fail)
+                assert outcome, f"a retry on a failing disk counted as success: {message}"
+        else:
+            assert count <= first, f"sync {first} failed, and nobody noticed"
+        peer.watch("s.write_bytes(b'well again').size", lambda call: 0)
+        for handle in (reader, copying):
+            assert bytes(handle.load()) == b"well again"
+        assert syncfiles.word(syncfiles.sync(prefix), syncfiles.FAILED) == 0
+        for r in results:
+            assert number(r.data) == version - 1
+            r.release()
+    return bool(outcome)
+
+
+def attempt(peer: WatchedPeer, fail: Callable[[Call], int]) -> str:
+    """A write; how it failed, or nothing."""
+    try:
+        peer.watch(WRITE, fail)
+    except PeerError as error:
+        assert error.name in ("DurabilityFailed", "OSError"), error  # noqa: PT017  of another process
+        return str(error)
+    return ""
+
+
+def assert_distrusted(prefix: str, *handles: Synchronizer) -> None:
+    for handle in handles:
+        for call in (handle.read, handle.load):
+            with pytest.raises(DurabilityFailed):
+                call()
+        with pytest.raises(DurabilityFailed):
+            handle.wait(timeout=0)
+    with pytest.raises(DurabilityFailed):
+        Synchronizer(prefix, mode="private")

@@ -229,10 +229,15 @@ def test_the_commit_word(prefix):
 
 
 def test_reserved_bytes(prefix):
-    for part, offset in (("_sync", 2300), ("_sync", 4104), ("_sync", 8191), ("_sync", 8192 + 100), ("_data_0", 2200)):
+    for part, offset in (("_sync", 2300), ("_sync", 4104), ("_sync", 8183), ("_sync", 8192 + 100), ("_data_0", 2200)):
         raw.poke(prefix + part, offset, b"\xaa")
         only(prefix, "warning", "set" + part, f"byte {offset} is 0xaa")
         raw.poke(prefix + part, offset, b"\0")
+
+
+def test_a_commit_page_that_was_cut(prefix):
+    raw.poke(prefix + "_sync", 8191, b"\0")
+    only(prefix, "error", "set_sync", "was the file cut?")
 
 
 def test_the_durability_failed_word(prefix):

@@ -166,7 +166,7 @@ def test_an_owner_that_died(region: Region, start: Callable) -> None:
     assert lock.acquire(timeout=0.2) is False  # it lives
     peer.kill()
     assert lock.locked()
-    assert lock.acquire() is True
+    assert lock.acquire(timeout=100) is True
     assert lock.owner_died
     lock.release()
     with lock:
@@ -200,8 +200,10 @@ def test_a_waiter_is_there_when_the_owner_dies(region: Region, start: Callable) 
         else:
             time.sleep(0.005)
     assert died == ["False", "True", "True"]
-    with region.lock(0) as lock:
-        assert lock.owner_died
+    lock = region.lock(0)
+    assert lock.acquire(timeout=100)
+    assert lock.owner_died
+    lock.release()
 
 
 def test_collected_while_held(region: Region) -> None:
@@ -229,6 +231,8 @@ def test_collected_in_a_cycle_while_held(region: Region) -> None:
 
 def test_everything_collected_in_a_cycle(tmp_path: Path) -> None:
     region = Region.open(tmp_path / "file", 100)
+    with region.lock(16):
+        pass  # so that the owner is older than the lock, and cleared first
     lock = region.lock(0)
     lock.acquire()
     cycle = [region, lock, lock.acquire, region.atomic(8)]

@@ -152,13 +152,14 @@ def test_a_stopped_reader_is_alive(writer: Synchronizer, prefix: str) -> None:
         assert reader("bytes(view)") == b"1" * 100
 
 
-def test_a_dead_readers_pin_is_taken_back_at_once_and_says_reset(writer: Synchronizer, prefix: str) -> None:
+def test_a_dead_readers_pin_is_taken_back_at_once(writer: Synchronizer, prefix: str) -> None:
+    """`reset` says so if the write found the pin; a look around from time to time may have taken it back before."""
     with Peer(READER, prefix=prefix) as reader:
         writer.write_bytes(b"2")
         assert len(syncfiles.pins(prefix)) == 1
         inode = os.stat(syncfiles.data(prefix, 1)).st_ino
         reader.kill()
-        assert writer.write_bytes(b"3", grace=1000.0).reset
+        writer.write_bytes(b"3", grace=1000.0)
         assert syncfiles.pins(prefix) == {}
         assert syncfiles.slots_in_use(prefix) == []
         assert os.stat(syncfiles.data(prefix, 1)).st_ino == inode, "nobody holds the old file: it is used again"
