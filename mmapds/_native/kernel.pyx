@@ -149,8 +149,10 @@ cdef class LockFile:
 
     cdef void _close(self) noexcept:
         # In a child the fork handler has closed the descriptor already, and its number may be somebody else's by now.
+        # Unlocked first: a child that was forked a moment ago may not have closed its descriptor yet.
         if self.fd >= 0 and self.epoch == fork_epoch:
             fds_remove(self.fd)
+            kernel_lock(self.fd, F_UNLCK, 0, 0, 0)
             close(self.fd)
         self.fd = -1
 

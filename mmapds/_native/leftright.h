@@ -55,10 +55,15 @@
 #include "kernel.h"
 #include "layout.h"
 
-/* A data file that was cut in the middle of a page shows zeros behind its end, and no signal comes. */
-static inline int leftright_whole(const char *base, size_t size)
+/* A data file that is cut in the middle of a page shows zeros behind its end, and no signal comes: so there is a sentinel at
+   the end of each mapping, at which every read looks. Where it was missing when the file was mapped (a power cut may take
+   it, for it is not synced) there is nothing to be looked at, and this stands in. */
+static const uint64_t leftright_no_seal = MMAPDS_SENTINEL;
+
+static inline const uint64_t *leftright_seal(const char *base, size_t size)
 {
-    return load_relaxed_u64((const uint64_t *)(base + size - 8)) == MMAPDS_SENTINEL;
+    const uint64_t *end = (const uint64_t *)(base + size - 8);
+    return load_relaxed_u64(end) == MMAPDS_SENTINEL ? end : &leftright_no_seal;
 }
 
 static inline void leftright_unpin(uint64_t *pins, int index)

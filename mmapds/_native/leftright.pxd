@@ -37,7 +37,7 @@ cdef extern from "layout.h" nogil:
 
 
 cdef extern from "leftright.h" nogil:
-    bint leftright_whole(const char *base, size_t size)
+    const uint64_t *leftright_seal(const char *base, size_t size)
     int leftright_pin(const mmapds_sync *sync, uint64_t *pins, uint64_t *version)
     void leftright_unpin(uint64_t *pins, int index)
     int leftright_pinned(const mmapds_sync *sync, int index, int start)
@@ -100,6 +100,7 @@ cdef class LeftRight:
     cdef void leave_slot(self) noexcept
     cdef int settle(self, ReadResult result, uint64_t version) except -1
     cdef int switch(self, ReadResult result, uint64_t version) except -1
+    cdef Mapping map_data(self, int index, uint64_t size)
     cdef bint fits(self, uint64_t version, uint64_t sequence, uint64_t size, uint64_t hash, uint64_t check) noexcept
     cdef int damaged(self, uint64_t version, uint64_t sequence, uint64_t size) except -1
     cdef int not_initialised(self) except -1

@@ -171,6 +171,7 @@ cdef class LeftRight:
         memset(self.sync.slots, 0, sizeof(self.sync.slots))
         store_seq_cst_u32(&self.sync.waiters, 0)
         store_seq_cst_u64(&self.sync.header.failed, 0)
+        store_seq_cst_u64(&self.sync.sentinel, MMAPDS_SENTINEL)
         store_seq_cst_u64(&self.sync.sequence, sequence)
 
     # -- reading --
@@ -236,7 +237,7 @@ cdef class LeftRight:
             self.settle(result, version)
         result.switched = result.version != self.returned
         self.returned = result.version
-        if (self.failed[0] or self.control.lost or not leftright_whole(result.mapping.base, result.mapping.size)
+        if (self.failed[0] or self.control.lost or result.mapping.seal[0] != MMAPDS_SENTINEL
                 or result.mapping.lost):        # in this order: the look at the end may be what brings the mark
             self.refuse(result)
         return result
@@ -249,7 +250,7 @@ cdef class LeftRight:
         return 0
 
     cdef int check_whole(self, Mapping mapping) except -1:
-        if not leftright_whole(mapping.base, mapping.size):
+        if load_relaxed_u64(mapping.seal) != MMAPDS_SENTINEL:
             mapping.lost = 1
         if mapping.lost:
             self.poison(mapping)
@@ -317,7 +318,7 @@ cdef class LeftRight:
             self.damaged(version, sequence, size)
         mapping = self.map1 if index else self.map0
         if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE - 8 < size:
-            mapping = self._data.map(index, size)
+            mapping = self.map_data(index, size)
             if load_seq_cst_u64(&self.sync.sequence) != version:
                 # What was mapped may already be the inode of version + 2; its generation, still to come, will say so.
                 # Kept nevertheless: a writer that is as fast as we map would otherwise keep us mapping for ever.
@@ -339,6 +340,12 @@ cdef class LeftRight:
         result.size = size
         result.version = version
         return 1
+
+    cdef Mapping map_data(self, int index, uint64_t size):
+        cdef Mapping mapping = self._data.map(index, size)
+        if mapping is not None:
+            mapping.seal = leftright_seal(mapping.base, mapping.size)
+        return mapping
 
     cdef bint fits(self, uint64_t version, uint64_t sequence, uint64_t size, uint64_t hash, uint64_t check) noexcept:
         return sequence == version and size < MMAPDS_LIMIT and check == mmapds_record_check(
@@ -457,7 +464,7 @@ cdef class LeftRight:
                 self.damaged(version, sequence, size)
             mapping = self.map1 if index else self.map0
             if mapping is None or self.generations[index] != generation or <uint64_t>mapping.size - MMAPDS_PAGE - 8 < size:
-                mapping = self._data.map(index, size)
+                mapping = self.map_data(index, size)
                 if load_seq_cst_u64(&self.sync.sequence) != version:
                     continue
                 if mapping is None:

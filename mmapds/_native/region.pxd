@@ -14,6 +14,7 @@ cdef class Mapping:
     cdef readonly bint writable
     cdef Py_ssize_t borrowed            # buffers, atomics, calls without the GIL: while not 0, bytes may not move
     cdef void *guard
+    cdef const uint64_t *seal           # a word that says whether all is there, for those who have one
     cdef int fd                         # kept for those who also write by system call, or -1
     cdef readonly object path
     cdef Py_ssize_t copied              # from here on the pages are private copies (detach)

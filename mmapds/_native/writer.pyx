@@ -37,7 +37,7 @@ from mmapds._native.kernel cimport (
 )
 from mmapds._native.leftright cimport (
     LeftRight, MMAPDS_LIMIT, MMAPDS_PAGE, MMAPDS_SENTINEL, leftright_pinned, leftright_publish, leftright_reclaim,
-    leftright_sweep, mmapds_sync,
+    leftright_seal, leftright_sweep, mmapds_sync,
 )
 from mmapds._native.region cimport Mapping
 
@@ -334,9 +334,11 @@ cdef class Writer(LeftRight):
 
     cdef Mapping name(self, int index, Py_ssize_t size, bint renew):
         cdef bint names = self.names
+        cdef Mapping target
         self.names = True
         try:
             target = self._data.target(index, size, renew)
+            target.seal = leftright_seal(target.base, target.size)
         except DurabilityFailed:
             self._set_failed(True)
             raise

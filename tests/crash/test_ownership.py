@@ -331,15 +331,14 @@ def test_r22_threads_that_open_while_others_fork(run: Callable[..., str], path: 
     said = run(
         """
         from mmapds._native.kernel import LockFile
-        stop = threading.Event()
         children = []
         def fork():
-            while not stop.is_set():
+            for _ in range(20):
                 if (child := os.fork()) == 0:
                     time.sleep(0.3)
                     os._exit(0)
                 children.append(child)
-                time.sleep(0.001)
+                time.sleep(0.002)
         with open(sys.argv[1], "w+b") as file:
             thread = threading.Thread(target=fork)
             thread.start()
@@ -347,7 +346,6 @@ def test_r22_threads_that_open_while_others_fork(run: Callable[..., str], path: 
                 locks = LockFile(file.fileno(), sys.argv[1])
                 assert locks.try_lock(5), len(children)
                 locks.close()
-            stop.set()
             thread.join()
         for child in children:
             os.waitpid(child, 0)
@@ -367,7 +365,7 @@ def test_r22_resize_in_a_child_of_a_thread_that_resizes(run: Callable[..., str],
             while not stop.is_set():
                 region.resize(1 << 20)
                 region.resize(4096)
-        thread = threading.Thread(target=resize)
+        thread = threading.Thread(target=resize, daemon=True)
         thread.start()
         for _ in range(30):
             if (child := os.fork()) == 0:
