@@ -186,7 +186,8 @@ cdef class Writer(LeftRight):
         The first write makes this handle the writer until it is closed; `WriterBusy` names another one. Waits up to
         `grace` seconds for readers of the version before last; one that stays keeps what it holds, and the value goes
         to a new file. Threads of one handle are serialised. Killed at any point, readers see the old version or the new
-        one. On any error (`OSError(ENOSPC)`, `MappingLost`, `DurabilityFailed`) nothing is published.
+        one. On any error (`OSError(ENOSPC)`, `MappingLost`, ...) nothing is published; only if the very last sync of
+        durability "power" fails, the `DurabilityFailed` comes when readers may have seen the version.
         """
         cdef Py_buffer view
         if not grace >= 0:

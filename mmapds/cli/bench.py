@@ -39,6 +39,7 @@ def register(
         help="write the run as JSON to FILE; without FILE, to standard output",
     )
     sync.add_argument("--svg", metavar="FILE", help="write a plot of the run to FILE")
+    sync.add_argument("--crate", metavar="PROGRAM", help="the Rust program of tests/interop/rust, if not the checkout's")
     sync.add_argument("--quick", action="store_true", help="a rough run of a few seconds")
     sync.set_defaults(run=run_sync)
 
@@ -53,7 +54,7 @@ def run_sync(args: argparse.Namespace, out: Output) -> int:
     with contextlib.ExitStack() as stack:
         json_file = _writable(stack, args.json if isinstance(args.json, str) else None)
         svg_file = _writable(stack, args.svg)
-        results = sync.run(quick=args.quick, progress=out.progress)
+        results = sync.run(quick=args.quick, progress=out.progress, program=args.crate)
         if json_file is not None:
             json_file.write(document(results))
         if svg_file is not None:

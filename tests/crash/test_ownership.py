@@ -342,7 +342,7 @@ def test_r22_threads_that_open_while_others_fork(run: Callable[..., str], path: 
         with open(sys.argv[1], "w+b") as file:
             thread = threading.Thread(target=fork)
             thread.start()
-            while len(children) < 20:
+            while thread.is_alive():
                 locks = LockFile(file.fileno(), sys.argv[1])
                 assert locks.try_lock(5), len(children)
                 locks.close()

@@ -254,7 +254,7 @@ def sync(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     fake = stand_in(monkeypatch, mmapds.bench, "sync")
     fake.quick = []
 
-    def run(*, quick, progress):
+    def run(*, quick, progress, program):
         fake.quick.append(quick)
         progress("measuring")
         return {"ratio": 1.5}
