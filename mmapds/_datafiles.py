@@ -172,7 +172,7 @@ class DataFiles(CrateDataFiles):
             return
         try:
             page = os.pread(fd, kernel.PAGE, 0)
-            damaged = len(page) < kernel.PAGE or not any(page)
+            damaged = len(page) < kernel.PAGE or not any(page[:512])  # a sector that the disk never had
             if not damaged:
                 files.parse_header(page, path, "syncdata")
         except IncompatibleFormat:

@@ -40,6 +40,7 @@ from mmapds.errors import (
     DurabilityFailed,
     IncompatibleFormat,
     MmapdsError,
+    NotInitialised,
     ProtocolMismatch,
     SchemaMismatch,
     WriterBusy,
@@ -198,10 +199,10 @@ class Synchronizer(Writer):
                     raise
                 self._refresh()
         if self.mode == "private":
-            if super().version:
+            try:
                 with self.read() as result:
                     self._open_private(bytes(result.data), result.version)
-            else:
+            except NotInitialised:
                 self._open_private(b"", 0)
             self._file.close()
 

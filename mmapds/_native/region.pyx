@@ -348,7 +348,7 @@ cdef class RegionCore:
             with nogil:
                 memmove(target, source, n)      # the source may be a view of this very region
             mapping.borrowed -= 1
-        else:
+        elif n > 0:
             memmove(target, source, n)
         if kernel_lost(&mapping.lost):
             mapping.check()

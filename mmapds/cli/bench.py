@@ -39,7 +39,7 @@ def register(
         help="write the run as JSON to FILE; without FILE, to standard output",
     )
     sync.add_argument("--svg", metavar="FILE", help="write a plot of the run to FILE")
-    sync.add_argument("--crate", metavar="PROGRAM", help="the Rust program of tests/interop/rust, if not the checkout's")
+    sync.add_argument("--crate", metavar="PROGRAM", help="the Rust program of tests/interop/rust, built elsewhere")
     sync.add_argument("--quick", action="store_true", help="a rough run of a few seconds")
     sync.set_defaults(run=run_sync)
 

@@ -13,7 +13,7 @@ from mmapds import IncompatibleFormat, Region, files
 
 KIND = "example"
 
-# Kills itself at the n-th call of a builtin within what it makes.
+# Kills itself at the n-th call of a builtin within what it makes: between any two system calls there is one.
 MAKE = """
 from mmapds import files
 from mmapds._native import kernel
@@ -28,7 +28,7 @@ if fallback:
 count = 0
 def profile(frame, event, argument):
     global count
-    if event in ("c_call", "c_return"):
+    if event == "c_call":
         count += 1
         if count == n:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -195,7 +195,7 @@ def test_r33_a_writer_that_died_between_rename_and_publish(prefix: str) -> None:
             with Peer("s = Synchronizer(prefix); s._become_writer()", prefix=prefix) as victim:
                 index = 1 - (version & 1)
                 victim("target = s._data.target(index, 4096, True)", index=index)
-                victim("memoryview(target)[4096:] = b'half done, never published......' * 128")
+                victim("memoryview(target)[4096:8192] = b'half done, never published......' * 128")
                 assert os.path.exists(syncfiles.data(prefix, index) + ".new")
                 victim("s._data.install(index)")
                 victim.kill()

@@ -25,7 +25,7 @@ def opening(path: Path) -> None:
     Synchronizer(path, mode="copy")  # error: arg-type
     Synchronizer(path, protocol="tcp")  # error: arg-type
     Synchronizer(path, durability="some")  # error: arg-type
-    Synchronizer(path, "shared")  # error: misc
+    Synchronizer(path, "shared")  # error: call-arg|misc
     Synchronizer(path, sise=3)  # error: call-arg
 
 

@@ -52,11 +52,11 @@ def test_operations(old: int, operand: int, other: int) -> None:
         assert region[:16] + region[24:] == bytes(56)
 
 
-def test_defaults_and_names(region: Region) -> None:
+def test_defaults(region: Region) -> None:
     word = region.atomic(0)
     assert (word.fetch_add(), word.fetch_add(5), word.fetch_sub(), word.load()) == (0, 1, 6, 5)
-    assert word.compare_exchange(expected=5, desired=9) == (True, 5)
-    word.store(value=3)
+    assert word.compare_exchange(5, 9) == (True, 5)
+    word.store(3)
     assert repr(word) == "<AtomicInt64 3>"
 
 

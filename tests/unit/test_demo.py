@@ -102,7 +102,6 @@ def test_from_end_to_end():
     assert found["versions_published"] >= found["versions_seen"]
     assert found["rows"] == len(character_table())
     assert found["bytes_per_version"] > 20 * found["rows"]
-    assert found["reads"] > 1000
     assert found["readers"] == 3
     assert found["dead_readers_set_aside"] > 0
     assert found["sound"] is True
