@@ -1,7 +1,7 @@
 """Power loss, simulated: what a disk may hold when the power goes, between any two of a process's calls to sync.
 
-A `WatchedPeer` is a peer with ``syncshim.c`` preloaded: it stops before each msync, fsync, rename and link, and asks. The
-test can look at the files then, let the call fail, or kill the process. A `Disk` follows a folder from call to call and
+A `WatchedPeer` is a peer with ``syncshim.c`` preloaded: it stops before each msync, fsync, rename and link, and asks.
+The test can look at the files then, let the call fail, or kill the process. A `Disk` follows a folder from call to call and
 knows, for each sector of 512 bytes, which contents may be on the disk: the last that was synced, and every later one.
 Sizes and names are followed in the same way. `Disk.losses` enumerates folders that may be found afterwards.
 
@@ -29,7 +29,7 @@ SECTOR = 512
 
 
 class Call(NamedTuple):
-    """What the process is about to do. `inode`, `start`, `end`: what becomes durable if it succeeds (end 0: a folder)."""
+    """What the process is about to do; `inode`, `start`, `end`: what becomes durable then (end 0: a folder)."""
 
     name: str
     path: str
@@ -136,8 +136,7 @@ class _Inode:
                 found.append(piece)
         mixed = []
         for old, new in itertools.pairwise(found):
-            for _ in range(2):
-                mixed.append(b"".join(choose.choice((old, new))[n : n + 8] for n in range(0, SECTOR, 8)))
+            mixed += [b"".join(choose.choice((old, new))[n : n + 8] for n in range(0, SECTOR, 8)) for _ in range(2)]
         return found[:-1] + mixed + found[-1:]
 
     def sizes(self) -> list[int]:
@@ -181,8 +180,8 @@ class Disk:
         for number in {inode for _, choices in places for inode in choices if inode is not None}:
             inode = self._inodes[number]
             places.append(((number, "size"), inode.sizes()))
-            for sector in range(-(-max(inode.sizes()) // SECTOR)):
-                places.append(((number, sector), inode.sector(sector, choose)))
+            sectors = range(-(-max(inode.sizes()) // SECTOR))
+            places += [((number, sector), inode.sector(sector, choose)) for sector in sectors]
         open_ = [place for place in places if len(place[1]) > 1]
         fixed = {place: choices[0] for place, choices in places if len(choices) == 1}
         for picked in _pick([len(choices) for _, choices in open_], choose, at_most):

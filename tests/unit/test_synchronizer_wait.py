@@ -198,3 +198,28 @@ def test_a_writer_killed_before_it_could_wake_costs_a_moment(s: Synchronizer, pr
         syncfiles.poke(syncfiles.sync(prefix), syncfiles.WAITERS, bytes(4))
         s.write(2)
         assert waiter.receive() == 2
+
+
+def test_publishing_wakes_sleepers_on_the_low_half_of_the_sequence(s: Synchronizer, prefix: str) -> None:
+    """As the format promises to readers in other languages: this one sleeps without a time limit of its own."""
+    sleeper = """
+import ctypes, mmap, platform
+file = open(path, "r+b")
+mapped = mmap.mmap(file.fileno(), 8192)
+word = ctypes.c_uint32.from_buffer(mapped, 4096)
+waiters = ctypes.c_uint32.from_buffer(mapped, 4288)
+number = {"x86_64": 202, "aarch64": 98}[platform.machine()]
+libc = ctypes.CDLL(None, use_errno=True)
+def sleep(version):
+    waiters.value = 1
+    while word.value == version:
+        libc.syscall(number, ctypes.byref(word), 0, version, None, None, 0)
+    return word.value
+"""
+    with Peer(sleeper, path=syncfiles.sync(prefix)) as peer:
+        for version in (1, 2, 3):
+            peer.send("sleep(version)", version=version)
+            while "futex" not in Path(f"/proc/{peer.pid}/wchan").read_text():
+                time.sleep(0.001)
+            s.write(version)
+            assert peer.receive() == version + 1
