@@ -359,7 +359,6 @@ class Region(Stream):
 
     def atomic(self, offset: int) -> AtomicInt64:
         """The 64-bit word at `offset` (a multiple of 8) as an :class:`AtomicInt64`."""
-        len(self)
         return AtomicInt64(self._mapping, offset, self.mode != "private")
 
     def lock(self, offset: int) -> Lock:

@@ -12,6 +12,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from collections import Counter
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from mmapds import UnsupportedFilesystem, files
 
 WATCHDOG = 120.0  # seconds
 
@@ -45,6 +48,25 @@ def lock_ends(lock):
     return died
 
 """
+
+
+UNCHECKED = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In a container the temporary directory often lies on overlayfs, which mmapds refuses unless it is told otherwise."""
+    fd = os.open(tempfile.gettempdir(), os.O_RDONLY)
+    try:
+        files.check_filesystem(fd, tempfile.gettempdir(), "process")
+    except UnsupportedFilesystem as error:
+        os.environ[files.ANY_FILESYSTEM] = "1"
+        config.stash[UNCHECKED] = f"file systems are not checked in these tests: {error}"
+    finally:
+        os.close(fd)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return config.stash.get(UNCHECKED, None)
 
 
 class Peer:

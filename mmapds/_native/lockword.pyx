@@ -175,7 +175,7 @@ cdef class Lock:
         return self.mine
 
     def acquire(self, timeout=None):
-        """Takes the lock; False if that was not possible within `timeout` seconds. Signal handlers run while it waits."""
+        """Takes the lock; False if that was not possible in `timeout` seconds. Signal handlers run while it waits."""
         cdef Owner owner = self.live_owner()
         cdef uint64_t token = owner.token
         cdef uint64_t found

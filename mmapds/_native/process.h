@@ -14,8 +14,8 @@
    covers an access in flight was complete before the access began, and stays where it is until the mapping goes.
 
    Somebody may install a handler after ours (faulthandler.enable() does) and chain to us. We take the front again at
-   the next mapping; to keep the two from calling each other for ever, a nested call of ours goes to the handler that was
-   there before either. Until then the other one goes first and, as faulthandler does, passes the signal on by raise(),
+   the next mapping; to keep the two from calling each other for ever, a nested call of ours goes to the handler that
+   was there before either. Until then the other one goes first and, as faulthandler does, passes the signal on by raise(),
    which says nothing about an address. The address is then taken from the kernel's frame, where it stays until the
    thread's next fault; `bus_repaired` tells such a call from a raise() that meant it.
 

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 
 cdef class Mapping:
-    """A mapped range, unmapped when the last reference is gone: a buffer exported from it, an atomic, a pin hold one."""
+    """A mapped range, unmapped with the last reference: buffers exported from it, atomics, pins hold one."""
     cdef char *base
     cdef readonly Py_ssize_t size       # bytes that may be used
     cdef Py_ssize_t length              # bytes mapped (whole pages)

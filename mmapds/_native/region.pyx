@@ -130,14 +130,14 @@ cdef class Mapping:
 
     @property
     def is_lost(self):
-        """True once a page of it had to be replaced by zeros: the file was truncated, or the disk failed or was full."""
+        """True once a page had to be replaced by zeros: the file was truncated, or the disk failed or was full."""
         return kernel_lost(&self.lost) != 0
 
     cdef int check(self) except -1:
         if kernel_lost(&self.lost):
             raise MappingLost(
                 f"{self.path or 'a mapping'}: part of the file is gone from under its mapping (truncated by somebody, "
-                "or the disk is full or failing); what was read there is zeros. Close this handle and look at the file.",
+                "or the disk is full or failing); what was read there is zeros. Close this handle, look at the file.",
                 path=self.path,
             )
         return 0
@@ -339,7 +339,7 @@ cdef class RegionCore:
         if mapping.lost:
             mapping.check()
         if not mapping.writable:
-            raise ValueError(f"{mapping.path or 'the region'} is mapped read-only: mode='shared' and 'private' can write")
+            raise ValueError(f"{mapping.path or 'the region'} is mapped read-only: modes shared and private can write")
         if offset < 0 or offset > mapping.size or n > mapping.size - offset:
             raise ValueError(f"cannot write {n} bytes at {offset} into a region of {mapping.size}: resize() it first")
         cdef char *target = mapping.base + offset

@@ -328,6 +328,7 @@ def test_r32_a_power_file_copied_to_tmpfs_is_refused(mount: Mount, tmp_path: Pat
 
 
 def test_r32_overlayfs_is_refused_unless_overridden(mount: Mount, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.delenv("MMAPDS_ANY_FILESYSTEM", raising=False)
     for name in ("lower", "upper", "work"):
         (tmp_path / name).mkdir()
     with Synchronizer(tmp_path / "lower" / "old") as s:
