@@ -54,7 +54,7 @@ UNCHECKED = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In a container the temporary directory often lies on overlayfs, which mmapds refuses unless it is told otherwise."""
+    """In a container temporary files often lie on overlayfs, which mmapds refuses unless it is told otherwise."""
     fd = os.open(tempfile.gettempdir(), os.O_RDONLY)
     try:
         files.check_filesystem(fd, tempfile.gettempdir(), "process")
