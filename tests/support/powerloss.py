@@ -2,7 +2,7 @@
 
 A `WatchedPeer` is a peer with ``syncshim.c`` preloaded: it stops before each msync, fsync, rename and link, and asks.
 The test can look at the files then, let the call fail, or kill the process. A `Disk` follows a folder from call to call
-and knows, for each sector of 512 bytes, which contents may be on the disk: the last that was synced, and all later ones.
+and knows, for each sector of 512 bytes, which contents may be on the disk: the last one synced, and all later ones.
 Sizes and names are followed in the same way. `Disk.losses` enumerates folders that may be found afterwards.
 
 Needs a C compiler, as the package does.
