@@ -68,8 +68,9 @@ cdef enum:
 @cython.final
 @cython.freelist(16)
 cdef class WriteResult:
-    """What a write did: `size` in bytes, and `reset`, whether a reader still held what was to be overwritten after
-    `grace`, so that its claim was set aside (it was dead) or a new file was begun (it lives). Unpacks as a pair."""
+    """What a write did: `size` in bytes, and `reset`, whether a reader's claim was in the way: a dead one's was taken back
+    now (and not before, as the writer does now and then by itself), or a live one's outlasted `grace`, and the value went
+    to a new file. Unpacks as a pair."""
 
     def __iter__(self):
         yield self.size

@@ -302,3 +302,18 @@ def test_r17_something_else_in_place_of_the_next_inode(prefix: str) -> None:
             assert number(r.data) == 7
     with Synchronizer(prefix) as s:
         assert number(s.load()) == 7
+
+
+def test_r17_something_appears_in_place_of_the_next_inode_and_goes_again(prefix: str) -> None:
+    """The write that meets it fails, says so, and leaves nothing locked: the next one works."""
+    with Synchronizer(prefix) as s, Synchronizer(prefix) as reader:
+        r = reader.read()
+        s.write_bytes(pattern(8, SIZE))
+        os.mkdir(syncfiles.data(prefix, 1) + ".new")
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"_data_1\.new"):
+                s.write_bytes(b"x", grace=0.0)
+        os.rmdir(syncfiles.data(prefix, 1) + ".new")
+        assert s.write_bytes(pattern(9, SIZE), grace=0.0).reset
+        assert (number(r.data), number(reader.load())) == (7, 9)
+        r.release()

@@ -39,6 +39,7 @@ class Power:
         self.begun = 0  # the version that is being written
         self.unacknowledged: set[Any] = set()  # others that may be found: their write has not returned
         self.cutting = True
+        self.at_most = 40  # mixtures at each cut, beside the extremes
         self.cases = 0
         self.calls: list[str] = []
         self.outcomes: dict[Any, int] = {}
@@ -55,10 +56,10 @@ class Power:
         self.cut()  # just after it
         return 0
 
-    def cut(self, at_most: int = 40) -> None:
+    def cut(self) -> None:
         if not self.cutting:
             return
-        for files in self.disk.losses(self.choose, at_most):
+        for files in self.disk.losses(self.choose, self.at_most):
             self.cases += 1
             outcome = self.after(files)
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
@@ -147,6 +148,7 @@ def test_r06_r33_a_writer_killed_before_each_call_then_power_loss(folder: Path, 
         here = folder / f"killed-{killed}"
         here.mkdir()
         power = Power(here, "power")
+        power.at_most = 20
         power.cutting = False  # what leads to where it begins is in the test above
         with power.writer() as peer:
             for _ in range(3):

@@ -58,6 +58,8 @@ class PythonReader:
                         continue
                 sequence, size = struct.unpack("<2Q", self._region.pread(16, syncfiles.RECORDS[index]))
                 if self.looks_again and sequence != version:
+                    if self._version.load() != version:
+                        continue  # a writer whose grace was over has published version + 2 in a new inode
                     raise ValueError(f"record of version {sequence} under version {version}")
                 data = self._data(index, size)
                 if self.looks_again and self._version.load() != version and data is None:
