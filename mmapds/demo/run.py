@@ -214,7 +214,7 @@ def _play(cast: Cast, seconds: float, count: int, progress: Callable[[str], None
         "faults": sorted({fault for report in reports for fault in report["faults"]}),
         "takeover_seconds": takeover,
         "writer_killed_in_the_middle_of_a_write": caught,
-        "dead_readers_set_aside": sum(event["reset"] for event in published),
+        "resets": sum(event["reset"] for event in published),
         "sound": all(finding.severity != "error" for finding in findings),
         "findings": findings,
     }
