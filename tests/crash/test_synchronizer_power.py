@@ -133,6 +133,10 @@ def test_r06_r07_power_loss_gives_the_last_version_that_returned_or_a_newer_one(
             assert [power.write(peer), power.write(peer), power.write(peer)] == [False, True, False]
             assert power.write(peer, 9 * SIZE), "a new inode, and a larger one"
         assert not power.write(peer)
+        for _ in range(3):
+            power.write(peer, 70_000)  # what is large takes another way to the file
+        with Synchronizer(power.prefix) as reader, reader.read():
+            assert [power.write(peer, 70_000), power.write(peer, 70_000)] == [False, True]
     with power.writer() as successor:
         power.write(successor)
         power.write(successor)

@@ -206,7 +206,7 @@ def _pick(counts: list[int], choose: random.Random, at_most: int) -> Iterator[tu
     oldest, newest = tuple(0 for _ in counts), tuple(count - 1 for count in counts)
     yield oldest
     yield newest
-    for one in range(len(counts)):
+    for one in range(len(counts)) if len(counts) <= 40 else choose.sample(range(len(counts)), 20):
         yield tuple(newest[n] if n == one else 0 for n in range(len(counts)))
         yield tuple(0 if n == one else newest[n] for n in range(len(counts)))
     for _ in range(at_most):
