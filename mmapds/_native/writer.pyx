@@ -208,10 +208,14 @@ cdef class Writer(LeftRight):
             finally:
                 PyBuffer_Release(&view)
         finally:
-            if self.renewing:           # an exception between its creation and its installation
-                self.renewing = False
-                self._data.discard(self.renewed)
-            self.leave()
+            try:
+                if self.renewing:       # an exception between its creation and its installation
+                    self.renewing = False
+                    self._data.discard(self.renewed)
+            except OSError:
+                pass                    # what is left behind is discarded by the next writer; the first error counts
+            finally:
+                self.leave()
 
     cdef int look_around(self) except -1:
         """Every 100 ms of writing: are these still the files that the path names, and who has died?"""
