@@ -9,7 +9,6 @@ Writer: publishes an edition every fifth of a second. If another writer has the 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
@@ -18,7 +17,7 @@ import signal
 import sys
 import time
 
-from mmapds import CorruptionError, Synchronizer, WriterBusy
+from mmapds import CorruptionError, MappingLost, Synchronizer, WriterBusy
 from mmapds.demo.table import FIRST, LAST, STAMP, Row, character_table, edition, fault
 
 _PACE = 0.2  # seconds between two versions
@@ -154,13 +153,18 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the director decides
     role, prefix, number = sys.argv[1:]
     gc.disable()  # decoding makes 145,000 lists at once, none of them in a cycle: the collector would look for nothing
-    with contextlib.suppress(BrokenPipeError):  # the director has gone
+    try:
         if role == "writer":
             write(prefix, int(number))
         else:
             reader = Reader(prefix)
             with reader.sync:
                 reader.run()
+    except BrokenPipeError:
+        pass  # the director has gone
+    except (FileNotFoundError, MappingLost):
+        if os.path.isdir(os.path.dirname(prefix)):  # else the director was interrupted, and has cleaned up
+            raise
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def test_the_same_reader_in_the_right_order_is_not(prefix: str) -> None:
 @pytest.mark.parametrize("modes", [["shared"] * 4, ["shared"] * 8, ["shared", "shared", "readonly", "readonly"]])
 def test_a_long_hunt(prefix: str, size: int, modes: list[str]) -> None:
     again = 3 if size < 1 << 16 else 250
-    reads, checked, written = hunt(prefix, modes, 3600.0, size, 10_000_000 if again > 3 else 2_000_000, again)
+    reads, checked, written = hunt(prefix, modes, 3600.0, size, 10_000_000 if again > 3 else 20_000_000, again)
     print(f"{len(modes)} readers, {size} bytes: {reads} reads, {checked} versions checked, {written} written")
 
 
