@@ -22,7 +22,7 @@ from mmapds._native import kernel
 from mmapds._native.kernel import LockFile
 from mmapds._native.mmapsync import Crate
 from mmapds._native.region import FLAGS, Mapping
-from mmapds.errors import IncompatibleFormat, NotInitialised, ProtocolMismatch, WriterBusy
+from mmapds.errors import IncompatibleFormat, NotInitialised, ProtocolMismatch
 from mmapds.region import Mode, StrPath, check_mode
 from mmapds.synchronizer import Synchronizer
 
@@ -127,22 +127,13 @@ class CrateSynchronizer(Synchronizer, Crate):
             self._open_private(b"", 0)
 
     def _become_writer(self) -> None:
-        if self.mode == "readonly":
-            raise PermissionError(
-                errno.EACCES, "mode='readonly' never writes: open with mode='shared' or 'private'", self._path
-            )
+        self._may_write()
         lock = files.open_locks(self._fd, self._path, self._identity)
         try:
             fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            holder = files.flock_holder(self._fd) or "an unknown process"
-            raise WriterBusy(
-                f"{self._path} has a writer: {holder}. There is one at a time; it keeps the place until it closes its "
-                "handle or dies.",
-                path=self._path,
-                holder=holder,
-            ) from None
+            raise self._busy(files.flock_holder(self._fd) or "an unknown process") from None
         try:
             self._check_path()
         except BaseException:

@@ -279,22 +279,27 @@ class Synchronizer(Writer):
         """Encodes and publishes `value`; otherwise as :meth:`write_bytes`."""
         return self.write_bytes(self.codec.encode(value), grace)
 
-    def _become_writer(self) -> None:
-        """Takes the writer's lock, which the kernel keeps for this handle until it is closed or dies."""
+    def _may_write(self) -> None:
         if self.mode == "readonly":
             raise PermissionError(
                 errno.EACCES, "mode='readonly' never writes: open with mode='shared' or 'private'", self._path
             )
+
+    def _busy(self, holder: str) -> WriterBusy:
+        return WriterBusy(
+            f"{self._path} has a writer: {holder}. There is one at a time; it keeps the place until it closes its "
+            "handle or dies.",
+            path=self._path,
+            holder=holder,
+        )
+
+    def _become_writer(self) -> None:
+        """Takes the writer's lock, which the kernel keeps for this handle until it is closed or dies."""
+        self._may_write()
         locks = self._file.live_locks()
         with locks.held(kernel.LOCK_WRITER, wait=False) as place:
             if not place.got:
-                holder = self._file.read_holder()
-                raise WriterBusy(
-                    f"{self._path} has a writer: {holder}. There is one at a time; it keeps the place until it closes "
-                    "its handle or dies.",
-                    path=self._path,
-                    holder=holder,
-                )
+                raise self._busy(self._file.read_holder())
             try:
                 self._file.check_path()
                 sequence = super().version

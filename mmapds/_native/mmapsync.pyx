@@ -10,7 +10,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from mmapds._native.atomics cimport (
@@ -22,7 +22,6 @@ from mmapds._native.region cimport Mapping
 from mmapds._native.results cimport Pins, ReadResult
 from mmapds._native.writer cimport WriteResult, Writer
 
-from xxhash import xxh3_64_intdigest
 
 from mmapds.errors import CorruptionError
 

@@ -16,21 +16,16 @@ each operation looks at the mark before it starts, because a lost mapping is of 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.number cimport PyNumber_AsSsize_t
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EAGAIN, EEXIST, EFAULT, EINTR, EINVAL, ETIMEDOUT
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.errno cimport EEXIST, EFAULT, EINVAL
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memmove, memset
 
-from mmapds._native.atomics cimport (
-    compare_exchange_seq_cst_u64, exchange_seq_cst_u64, fetch_add_seq_cst_u64, fetch_and_seq_cst_u64,
-    fetch_or_seq_cst_u64, fetch_sub_seq_cst_u64, fetch_xor_seq_cst_u64, load_seq_cst_u64, store_seq_cst_u64,
-)
+from mmapds._native.atomics cimport fetch_or_seq_cst_u64, load_seq_cst_u64
 from mmapds._native.kernel cimport (
-    MADV_POPULATE_READ, MADV_POPULATE_WRITE, deadline, guard_add, guard_remove, guard_resize, kernel_clock_ns,
-    kernel_copy_data, kernel_failed, kernel_futex_wait, kernel_futex_wake, kernel_lost, kernel_map, kernel_page_size,
-    kernel_resident, raise_errno,
+    MADV_POPULATE_READ, MADV_POPULATE_WRITE, guard_add, guard_remove, guard_resize, kernel_copy_data, kernel_failed,
+    kernel_lost, kernel_map, kernel_page_size, kernel_resident, raise_errno,
 )
 from mmapds.errors import Closed, MappingLost
 
@@ -53,7 +48,6 @@ cdef extern from "kernel.h" nogil:
 
 
 cdef Py_ssize_t LARGE = 65536          # bytes from which a copy releases the GIL
-cdef int64_t SLICE = 100000000         # ns: no futex wait is longer, because a waker may die before it wakes
 cdef Py_ssize_t PAGE = kernel_page_size()
 
 

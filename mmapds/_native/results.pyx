@@ -10,9 +10,7 @@ and which keeps the counts mapped, and never to the handle.
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.memoryview cimport PyMemoryView_FromObject
-from libc.stdint cimport uint64_t
 
-from mmapds._native.region cimport Mapping
 
 from mmapds.errors import Closed, ForkedHandle
 
