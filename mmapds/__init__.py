@@ -4,15 +4,17 @@ speed, and need no server.
 The layers, imports pointing downwards only::
 
     cli  bench                              what a shell can do
-    Synchronizer                            structures: policy in Python on a Cython hot class
+    Synchronizer  Counters                  structures: policy in Python on a Cython hot class
     codecs  region  files  errors           values, mapped memory, how files come to life
     _native                                 every multi-step change of shared memory, layouts, the kernel's calls
 """
 
 from mmapds._native.atomic import AtomicInt64
+from mmapds._native.counter import Counter, FloatCounter
 from mmapds._native.lockword import Lock
 from mmapds._native.results import ReadResult
 from mmapds._native.writer import WriteResult
+from mmapds.counters import Counters
 from mmapds.errors import (
     Closed,
     CorruptionError,
@@ -36,7 +38,10 @@ __all__ = [
     "AtomicInt64",
     "Closed",
     "CorruptionError",
+    "Counter",
+    "Counters",
     "DurabilityFailed",
+    "FloatCounter",
     "ForkedHandle",
     "IncompatibleFormat",
     "Lock",

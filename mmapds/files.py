@@ -56,6 +56,7 @@ __all__ = [
     "MAGIC",
     "Header",
     "OpenFile",
+    "Opened",
     "boot_id",
     "check_filesystem",
     "check_same",
@@ -169,8 +170,10 @@ def unnamed(path: str, permissions: int) -> Iterator[tuple[int, Callable[[], Non
             os.unlink(temporary)
 
 
-def create(path: str, page: bytearray, size: int, *, durability: str, permissions: int = 0o600) -> None:
-    """Creates a file of `size` bytes that starts with the header page and is zero behind it.
+def create(
+    path: str, page: bytearray, size: int, *, durability: str, permissions: int = 0o600, end: bytes = b""
+) -> None:
+    """Creates a file of `size` bytes that starts with the header page, is zero behind it, and ends with `end`.
 
     FileExistsError if somebody was first; OSError(ENOSPC) if there is no room. Whatever goes wrong, and whenever the
     process dies, there is either no file or a complete one.
@@ -180,6 +183,7 @@ def create(path: str, page: bytearray, size: int, *, durability: str, permission
         kernel.allocate(fd, size)
         set_origin(fd, page)
         os.pwrite(fd, page, 0)
+        os.pwrite(fd, end, size - len(end))
         if durability == "power":
             sync(fd, path)
         publish()
@@ -222,14 +226,22 @@ def open_locks(fd: int, path: str, identity: tuple[int, int] | None = None) -> L
     it was opened: a daemon that closes all descriptors after a fork may have another file under the number.
     """
     locks = LockFile(fd, path)
-    status = os.fstat(locks.fd)
-    if identity is not None and identity != (status.st_dev, status.st_ino):
+    try:
+        if identity is not None:
+            _check_identity(locks.fd, path, identity)
+    except BaseException:
         locks.close()
+        raise
+    return locks
+
+
+def _check_identity(fd: int, path: str, identity: tuple[int, int]) -> None:
+    status = os.fstat(fd)
+    if identity != (status.st_dev, status.st_ino):
         raise ForkedHandle(
             f"{path}: the descriptor of this handle was closed, as daemons do after a fork, and another file has its "
             "number: open a handle of your own in this process"
         )
-    return locks
 
 
 @contextmanager
@@ -274,20 +286,54 @@ def check_same(fd: int, path: str) -> None:
         )
 
 
-class OpenFile:
-    """A file of ours, open: its descriptor, its header as it was at open, its lock descriptor if it may be written."""
+class Opened:
+    """A regular file, open: its descriptor, and what tells it from another."""
 
-    __slots__ = ("fd", "header", "identity", "locks", "path", "writable")
+    __slots__ = ("fd", "identity", "path", "writable")
 
-    def __init__(self, path: str, kind: str, *, writable: bool) -> None:
+    def __init__(self, path: str, *, writable: bool) -> None:
         self.path = path
         self.writable = writable
-        self.locks: LockFile | None = None
         self.fd = -1
         self.fd = open_regular(path, writable=writable)
+        status = os.fstat(self.fd)
+        self.identity = (status.st_dev, status.st_ino)
+
+    @property
+    def size(self) -> int:
+        """The file's size now."""
+        return os.fstat(self.fd).st_size
+
+    def descriptor(self) -> int:
+        """The descriptor, when it still is this file's."""
+        if self.fd < 0:
+            raise Closed(f"{self.path} is closed")
+        _check_identity(self.fd, self.path, self.identity)
+        return self.fd
+
+    def check_path(self) -> None:
+        """MappingLost if the path names another file by now."""
+        check_same(self.fd, self.path)
+
+    def close(self, _close: Callable[[int], None] = os.close) -> None:
+        """Closes the descriptor. Idempotent."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            _close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class OpenFile(Opened):
+    """A file of ours, open: its header as it was at open, and its lock descriptor if it may be written."""
+
+    __slots__ = ("header", "locks")
+
+    def __init__(self, path: str, kind: str, *, writable: bool) -> None:
+        self.locks: LockFile | None = None
+        super().__init__(path, writable=writable)
         try:
-            status = os.fstat(self.fd)
-            self.identity = (status.st_dev, status.st_ino)
             self.header = parse_header(os.pread(self.fd, kernel.PAGE, 0), path, kind)
             check_filesystem(self.fd, path, self.header.durability)
             if writable:
@@ -295,11 +341,6 @@ class OpenFile:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def size(self) -> int:
-        """The file's size now."""
-        return os.fstat(self.fd).st_size
 
     def live_locks(self) -> LockFile:
         """The lock descriptor of this process: opened anew in the child of a fork."""
@@ -309,10 +350,6 @@ class OpenFile:
         if self.locks is None or not self.locks.usable:
             self.locks = open_locks(self.fd, self.path, self.identity)
         return self.locks
-
-    def check_path(self) -> None:
-        """MappingLost if the path names another file by now."""
-        check_same(self.fd, self.path)
 
     def same_origin(self) -> bool:
         """Whether the volatile words were last valid on this boot, and in this very file, not one it is a copy of."""
@@ -365,11 +402,6 @@ class OpenFile:
         return parse_header(os.pread(self.fd, kernel.PAGE, 0), self.path).holder
 
     def close(self, _close: Callable[[int], None] = os.close) -> None:
-        """Closes the descriptor, and lets go of the one for locking, which a slot may still need. Idempotent."""
+        """Lets go of the descriptor for locking too, which a slot may still need."""
         self.locks = None
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            _close(fd)
-
-    def __del__(self) -> None:
-        self.close()
+        super().close(_close)

@@ -5,18 +5,30 @@ Rejected: a general "typed cell"; a class for each type would say nothing that t
 """
 
 cimport cython
+from cpython.dict cimport PyDict_SetItem
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyTypeObject
+from cpython.type cimport PyType_Modified
 from libc.errno cimport EAGAIN, EFAULT, EINTR, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from mmapds._native.atomics cimport (
     compare_exchange_seq_cst_u64, exchange_seq_cst_u64, fetch_add_seq_cst_u64, fetch_and_seq_cst_u64,
-    fetch_or_seq_cst_u64, fetch_sub_seq_cst_u64, fetch_xor_seq_cst_u64, load_seq_cst_u64, store_seq_cst_u64,
+    fetch_or_seq_cst_u64, fetch_sub_seq_cst_u64, fetch_xor_seq_cst_u64, load_relaxed_u64, load_seq_cst_u64,
+    store_seq_cst_u64,
 )
 from mmapds._native.kernel cimport (
     deadline, kernel_clock_ns, kernel_futex_wait, kernel_futex_wake, kernel_lost, raise_errno,
 )
-from mmapds._native.region cimport Mapping
+from mmapds._native.region cimport MMAPDS_SENTINEL, Mapping
+
+
+cdef extern from *:
+    ctypedef struct PyMethodDef:
+        pass
+    ctypedef struct PyMethodDescrObject:
+        PyMethodDef *d_method
+    object PyDescr_NewMethod(PyTypeObject *cls, PyMethodDef *method)
 
 
 cdef int64_t SLICE = 100000000         # ns: no sleep is longer, because a waker may die before it wakes
@@ -28,14 +40,18 @@ cdef inline int before(AtomicInt64 self) except -1:
     return 0
 
 
-cdef inline object after(AtomicInt64 self, uint64_t value):
-    if kernel_lost(&self.mapping.lost):
+cdef inline int whole(AtomicInt64 self) except -1:
+    if kernel_lost(&self.mapping.lost) or load_relaxed_u64(self.mapping.seal) != MMAPDS_SENTINEL:
         self.mapping.check()
+    return 0
+
+
+cdef inline object after(AtomicInt64 self, uint64_t value):
+    whole(self)
     return <int64_t>value
 
 
 # Python 3.11 calls a method faster if it is exactly a method descriptor, which Cython's own kind of function is not.
-@cython.final
 @cython.binding(False)
 @cython.always_allow_keywords(False)
 @cython.no_gc                           # refers to a mapping only
@@ -44,9 +60,9 @@ cdef class AtomicInt64:
 
     All operations are sequentially consistent, and shared with every process that maps the word; they wrap at 64 bits
     as the hardware does. On x86-64 they are wait-free, but for fetch_and, fetch_or and fetch_xor, which repeat a
-    compare-and-swap (lock-free); on other machines that is up to the instruction set. The word survives the death of any process. An atomic keeps its mapping alive: it
-    stays valid after the region's `close()` and `resize()`, and in the child of a fork. Obtained from
-    :meth:`mmapds.Region.atomic`.
+    compare-and-swap (lock-free); on other machines that is up to the instruction set. The word survives the death of
+    any process. An atomic keeps its mapping alive: it stays valid after the region's `close()` and `resize()`, and in the
+    child of a fork. Obtained from :meth:`mmapds.Region.atomic`.
     """
 
     def __cinit__(self, Mapping mapping not None, Py_ssize_t offset, bint futex):
@@ -75,15 +91,14 @@ cdef class AtomicInt64:
         """Sets the value."""
         before(self)
         store_seq_cst_u64(self.word, <uint64_t>value)
-        if kernel_lost(&self.mapping.lost):
-            self.mapping.check()
+        whole(self)
 
-    def fetch_add(self, Py_ssize_t n=1, /):
+    def fetch_add(self, Py_ssize_t n=1):
         """Adds n and returns the value before."""
         before(self)
         return after(self, fetch_add_seq_cst_u64(self.word, <uint64_t>n))
 
-    def fetch_sub(self, Py_ssize_t n=1, /):
+    def fetch_sub(self, Py_ssize_t n=1):
         """Subtracts n and returns the value before."""
         before(self)
         return after(self, fetch_sub_seq_cst_u64(self.word, <uint64_t>n))
@@ -155,3 +170,20 @@ cdef class AtomicInt64:
 
     def __repr__(self):
         return f"<AtomicInt64 {self.load()}>"
+
+
+def own_methods(cls):
+    """A class decorator that gives a class the methods it inherits from Cython classes as its own.
+
+    Python 3.11 has a fast way to call a method of exactly the object's class; for an inherited one it takes another, which
+    costs as much as an atomic addition.
+    """
+    if not isinstance(cls, type):
+        raise TypeError(f"a class, not {cls!r}")
+    for base in cls.__mro__[1:]:
+        for name, method in vars(base).items():
+            if type(method) is type(str.join) and name not in vars(cls) and getattr(cls, name) is method:
+                PyDict_SetItem(<object>(<PyTypeObject *>cls).tp_dict, name, PyDescr_NewMethod(
+                    <PyTypeObject *>cls, (<PyMethodDescrObject *>method).d_method))
+    PyType_Modified(cls)
+    return cls

@@ -23,6 +23,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define KERNEL_STEP (8LL << 20) /* bytes that are allocated at a time, so that signals get a hearing */
+
 #ifndef MAP_SHARED_VALIDATE
 #define MAP_SHARED_VALIDATE 0x03
 #endif
@@ -128,6 +130,20 @@ static inline int kernel_extend(int fd, int64_t length)
     if (fallocate(fd, 0, length - 1, 1) == 0 || errno == EOPNOTSUPP)
         return 0;
     return -errno;
+}
+
+/* One step of these: 1 if there are more, 0 when the file has all of `length` bytes, -errno (-EINTR: repeat it). `done`
+   begins as the size. */
+static inline int kernel_allocate_step(int fd, int64_t length, int64_t *done)
+{
+    int64_t left = length - *done, step = left < KERNEL_STEP ? left : KERNEL_STEP;
+    if (left <= 0)
+        return kernel_extend(fd, length);
+    int failed = kernel_reserve(fd, *done, step);
+    if (failed)
+        return failed;
+    *done += step;
+    return 1;
 }
 
 /* Or, if one of these failed, gives back what lies behind the end, which was at `size`. */

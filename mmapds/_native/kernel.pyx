@@ -62,7 +62,6 @@ LOCK_SLOT = MMAPDS_LOCK_SLOT
 LOCK_TOKEN = MMAPDS_LOCK_TOKEN
 
 
-cdef int64_t STEP = 8 << 20             # bytes that are allocated at a time, so that signals get a hearing
 cdef double LONGEST = 9e9               # seconds that fit into nanoseconds
 
 cdef int installed = fork_install()
@@ -272,8 +271,8 @@ def allocate(int fd, int64_t length):
     the other got.
     """
     cdef int64_t size = kernel_size(fd)
-    cdef int64_t done = size, step = 0
-    cdef int failed = 0
+    cdef int64_t done = size
+    cdef int failed = 1
     if size < 0:
         raise_errno(<int>-size, None)
     if size >= length:
@@ -281,21 +280,12 @@ def allocate(int fd, int64_t length):
     if length - size > kernel_room(fd):
         raise_errno(ENOSPC, None)           # without filling the disk for a moment, which others would notice
     try:
-        while done < length:
-            step = min(STEP, length - done)
+        while failed:
             with nogil:
-                failed = kernel_reserve(fd, done, step)
+                failed = kernel_allocate_step(fd, length, &done)
             PyErr_CheckSignals()
-            if failed == 0:
-                done += step
-            elif failed != -EINTR:
+            if failed < 0 and failed != -EINTR:
                 raise_errno(-failed, None)
-        failed = -EINTR
-        while failed == -EINTR:
-            PyErr_CheckSignals()
-            failed = kernel_extend(fd, length)
-        if failed < 0:
-            raise_errno(-failed, None)
     except BaseException:
         kernel_give_back(fd, size, length)
         raise

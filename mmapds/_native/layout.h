@@ -46,6 +46,34 @@
            0  4096  header page
         4096        the value, and room for a larger one
     size - 8     8  sentinel          MMAPDS_SENTINEL; a file that was cut has none where its mapping ends
+
+   COUNTERS FILE (kind "counters"; options: 0 dtype (0 i64, 1 f64), 1 stride (bytes from cell to cell: 8, or 64 if padded),
+   2 capacity)
+
+           0  4096  header page
+        4096    64  names             u64 names: how many entries are published (mmapds_count), u64 changes: removals,
+                                      returns of a name and recoveries
+        4160    64  removing          u64 1 + number of the entry whose removal is under way, or 0 (mmapds_count)
+        4224   384  (zero)
+        4608  3584  extents           112 x u64 cells_size, u64 names_size, u64 (zero), u64 check; check 0: not there
+        8192        extent 0          cells_size bytes of cells, then names_size bytes of entries (whole pages both)
+         ...        extent 1 ...      each begins where the one before it ends
+
+      The cells of all extents are one array: cell i is its 8 bytes from i * stride. Cells 0 to capacity - 1 go by number
+      only; the others have names: entry j is the name of cell capacity + j. A file never gives a cell to another name.
+      In an extent, entries lie one after the other from the start of its names_size bytes, as many as fit before the
+      last 8, which are the sentinel.
+
+      entry  0     8  state             MMAPDS_LIVE, MMAPDS_REMOVED, or MMAPDS_DAMAGED (given up by a recovery)
+             8     8  check             mmapds_entry_check; binds the name to its number and to this file
+            16     1  length            1 to 255 bytes (0 in a damaged one)
+            17   255  name              UTF-8, zero padded to a multiple of 8 bytes, length included
+
+   EMMAP COUNTERS FILE (not ours: written by emmap, of Erlang)
+
+           0     8  magic             "EMMAP01\n"
+           8     8  count             u64
+          16        cells             count x int64; the file ends with them
 */
 #ifndef MMAPDS_LAYOUT_H
 #define MMAPDS_LAYOUT_H
@@ -64,6 +92,8 @@ enum {
     MMAPDS_FORMAT_MINOR = 0,
     MMAPDS_SLOTS = 1024,
     MMAPDS_SLOT_WORDS = MMAPDS_SLOTS / 64,
+    MMAPDS_EXTENTS = 112,
+    MMAPDS_NAME = 255, /* bytes in a counter's name */
 };
 
 #define MMAPDS_BYTE_ORDER 0x0a0b0c0dU
@@ -154,13 +184,86 @@ static inline uint64_t mmapds_mix(uint64_t acc, uint64_t word)
     return acc ^ (acc >> 32);
 }
 
-static inline uint64_t mmapds_record_check(uint64_t sequence, uint64_t size, uint64_t hash, const uint8_t identity[16])
+static inline uint64_t mmapds_mix_identity(uint64_t acc, const uint8_t identity[16])
 {
     uint64_t low, high;
     __builtin_memcpy(&low, identity, 8);
     __builtin_memcpy(&high, identity + 8, 8);
-    return mmapds_mix(mmapds_mix(mmapds_mix(mmapds_mix(mmapds_mix(0x6d6d61706473ULL, sequence), size), hash), low), high);
+    return mmapds_mix(mmapds_mix(acc, low), high);
 }
+
+static inline uint64_t mmapds_record_check(uint64_t sequence, uint64_t size, uint64_t hash, const uint8_t identity[16])
+{
+    uint64_t acc = mmapds_mix(mmapds_mix(mmapds_mix(0x6d6d61706473ULL, sequence), size), hash);
+    return mmapds_mix_identity(acc, identity);
+}
+
+typedef struct {
+    uint64_t cells_size, names_size, zero, check;
+} mmapds_extent;
+
+typedef struct {
+    uint64_t state, check;
+    uint8_t length;
+    uint8_t name[MMAPDS_NAME];
+} mmapds_entry;
+
+typedef struct {
+    mmapds_header header;
+    uint64_t names, changes;
+    uint8_t names_pad[48];
+    uint64_t removing;
+    uint8_t removing_pad[56];
+    uint8_t rest[384];
+    mmapds_extent extents[MMAPDS_EXTENTS];
+} mmapds_counters;
+
+_Static_assert(offsetof(mmapds_counters, names) == 4096, "counters");
+_Static_assert(offsetof(mmapds_counters, changes) == 4104, "counters");
+_Static_assert(offsetof(mmapds_counters, removing) == 4160, "counters");
+_Static_assert(offsetof(mmapds_counters, extents) == 4608, "counters");
+_Static_assert(sizeof(mmapds_extent) == 32, "counters");
+_Static_assert(sizeof(mmapds_counters) == 8192, "counters");
+_Static_assert(offsetof(mmapds_entry, length) == 16, "counters");
+_Static_assert(offsetof(mmapds_entry, name) == 17, "counters");
+_Static_assert(sizeof(mmapds_entry) == 272, "counters");
+
+/* No flip of one bit makes one of another. */
+#define MMAPDS_LIVE 0x202020206576696cULL    /* "live    " */
+#define MMAPDS_REMOVED 0x206465766f6d6572ULL /* "removed " */
+#define MMAPDS_DAMAGED 0x20646567616d6164ULL /* "damaged " */
+
+/* A number below 2^32 in one word, which damage does not turn into another: with a check in its upper half; 0 is 0. */
+static inline uint64_t mmapds_count(uint64_t number, const uint8_t identity[16])
+{
+    return number ? number | mmapds_mix_identity(mmapds_mix(0x636f756e74ULL, number), identity) << 32 : 0;
+}
+
+/* Never 0, which says that there is no such extent. */
+static inline uint64_t mmapds_extent_check(uint64_t number, uint64_t cells_size, uint64_t names_size,
+                                           const uint8_t identity[16])
+{
+    uint64_t acc = mmapds_mix(mmapds_mix(mmapds_mix(0x657874656e74ULL, number), cells_size), names_size);
+    acc = mmapds_mix_identity(acc, identity);
+    return acc ? acc : 1;
+}
+
+/* Over the length and the name, as words, and what binds them: a name of another number or file does not pass. */
+static inline uint64_t mmapds_entry_check(const mmapds_entry *entry, uint64_t number, const uint8_t identity[16])
+{
+    uint64_t acc = mmapds_mix(0x6e616d65ULL, number), word;
+    for (unsigned at = 0; at < 1U + entry->length; at += 8) {
+        __builtin_memcpy(&word, (const uint8_t *)entry + 16 + at, 8);
+        acc = mmapds_mix(acc, word);
+    }
+    return mmapds_mix_identity(acc, identity);
+}
+
+#define MMAPDS_EMMAP_MAGIC 0xa313050414d4d45ULL /* "EMMAP01\n" */
+
+typedef struct {
+    uint64_t magic, count;
+} mmapds_emmap;
 
 /* The mmap-sync crate's state file (<prefix>_state): 16 bytes, no header. The version word is index (1 bit), size (39),
    checksum (24); 0 means that nothing was written. */

@@ -16,6 +16,7 @@ class Mapping:
         path: str | None = None,
         page: int = 4096,
         address: int = 0,
+        reserve: bool = False,
     ) -> Self: ...
     @property
     def size(self) -> int: ...

@@ -22,7 +22,9 @@ from libc.errno cimport EEXIST, EFAULT, EINVAL
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memmove, memset
 
-from mmapds._native.atomics cimport fetch_or_seq_cst_u64, load_seq_cst_u64
+from mmapds._native.atomics cimport (
+    compare_exchange_seq_cst_u64, fetch_or_seq_cst_u64, load_relaxed_u64, load_seq_cst_u64,
+)
 from mmapds._native.kernel cimport (
     MADV_POPULATE_READ, MADV_POPULATE_WRITE, guard_add, guard_remove, guard_resize, kernel_copy_data, kernel_failed,
     kernel_lost, kernel_map, kernel_page_size, kernel_resident, raise_errno,
@@ -47,6 +49,7 @@ cdef extern from "kernel.h" nogil:
     int errno
 
 
+cdef uint64_t NO_SEAL = MMAPDS_SENTINEL  # of mappings that have none of their own
 cdef Py_ssize_t LARGE = 65536          # bytes from which a copy releases the GIL
 cdef Py_ssize_t PAGE = kernel_page_size()
 
@@ -55,14 +58,28 @@ cdef inline Py_ssize_t round_up(Py_ssize_t value, Py_ssize_t unit) noexcept nogi
     return (value + unit - 1) & -unit
 
 
+cdef void redirty(char *start, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t at = 0
+    cdef uint64_t found
+    while at < size:                    # not by adding 0: compilers may make a mere fence of that
+        found = load_seq_cst_u64(<uint64_t *>(start + at))
+        while not compare_exchange_seq_cst_u64(<uint64_t *>(start + at), &found, found):
+            pass
+        at += MMAPDS_PAGE
+
+
 @cython.final
 @cython.no_gc                           # refers to a path only; those who refer to it are collected in any order
 cdef class Mapping:
-    """`size` bytes of `fd` from the start of the file (or, with fd -1, of nothing)."""
+    """`size` bytes of `fd` from the start of the file (or, with fd -1, of nothing).
+
+    With `reserve`, addresses only, which nobody may touch before `place` has put something there.
+    """
 
     def __cinit__(self, int fd, Py_ssize_t size, int protection, int flags, path=None, Py_ssize_t page=4096,
-                  uintptr_t address=0):
+                  uintptr_t address=0, bint reserve=False):
         self.guard = NULL
+        self.seal = &NO_SEAL
         self.fd = -1
         self.base = NULL
         page = max(page, PAGE)
@@ -73,7 +90,7 @@ cdef class Mapping:
         cdef Py_ssize_t length = round_up(size, page)
         cdef void *mapped
         with nogil:
-            mapped = kernel_map(<void *>address, length, protection, flags, fd, 0)
+            mapped = kernel_map(<void *>address, length, PROT_NONE if reserve else protection, flags, fd, 0)
         cdef int failed = kernel_failed(mapped)
         if failed:
             raise_errno(failed, path)
@@ -128,7 +145,8 @@ cdef class Mapping:
         return kernel_lost(&self.lost) != 0
 
     cdef int check(self) except -1:
-        if kernel_lost(&self.lost):
+        if kernel_lost(&self.lost) or load_relaxed_u64(self.seal) != MMAPDS_SENTINEL:
+            self.lost = 1               # a file that was cut in the middle of a page raises no SIGBUS
             raise MappingLost(
                 f"{self.path or 'a mapping'}: part of the file is gone from under its mapping (truncated by somebody, "
                 "or the disk is full or failing); what was read there is zeros. Close this handle, look at the file.",
@@ -139,6 +157,15 @@ cdef class Mapping:
     def ensure(self):
         """Raises MappingLost if it is lost."""
         self.check()
+
+    cdef int place(self, Py_ssize_t at, int fd, Py_ssize_t offset, Py_ssize_t length, int flags) except -1:
+        """Puts `length` bytes of the file from `offset` (fd -1: zeros) at byte `at` of what was reserved. Keeps the GIL."""
+        cdef int protection = PROT_READ | (PROT_WRITE if self.writable else 0)
+        cdef void *mapped = kernel_map(self.base + at, length, protection, flags | MAP_FIXED, fd, offset)
+        cdef int failed = kernel_failed(mapped)
+        if failed:
+            raise_errno(failed, self.path)
+        return 0
 
     def grow_in_place(self, int fd, Py_ssize_t size, int flags, bint locked=False):
         """Maps the file's bytes (fd -1: zeros) up to `size` behind what is mapped; False if the addresses are taken.
@@ -221,6 +248,27 @@ cdef class Mapping:
                 raise_errno(errno, self.path)
             self.length = self.copied = start
         self.size = size
+
+    cdef int populate(self, char *start, Py_ssize_t size, bint write) except -1:
+        """Faults pages in, with the GIL released. `start` is at the start of one."""
+        cdef Py_ssize_t i = 0
+        cdef int failed
+        self.borrowed += 1
+        with nogil:
+            failed = errno if madvise(start, size, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ) != 0 else 0
+            if failed == EINVAL or failed == EFAULT:    # before Linux 5.14; pages are gone: the touch leaves the mark
+                failed = 0
+                while i < size and not kernel_lost(&self.lost):
+                    if write:
+                        fetch_or_seq_cst_u64(<uint64_t *>(start + i), 0)
+                    else:
+                        load_seq_cst_u64(<uint64_t *>(start + i))
+                    i += PAGE
+        self.borrowed -= 1
+        self.check()
+        if failed:
+            raise_errno(failed, self.path)
+        return 0
 
     def lock_memory(self):
         cdef int failed
@@ -391,27 +439,11 @@ cdef class RegionCore:
     def populate(self, Py_ssize_t offset=0, length=None, *, bint write=False):
         """Faults the pages of a range in (with `write`, ready to be written), with the GIL released."""
         cdef char *start = NULL
-        cdef Py_ssize_t size = 0, i = 0
-        cdef int failed
-        cdef Mapping mapping = self.opened()
+        cdef Py_ssize_t size = 0
         if write:
             self.copy_in(NULL, 0, 0)            # may it be written?
         self.span(offset, length, PAGE, &start, &size)
-        mapping.borrowed += 1
-        with nogil:
-            failed = errno if madvise(start, size, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ) != 0 else 0
-            if failed == EINVAL or failed == EFAULT:    # before Linux 5.14; pages are gone: the touch leaves the mark
-                failed = 0
-                while i < size and not kernel_lost(&mapping.lost):
-                    if write:
-                        fetch_or_seq_cst_u64(<uint64_t *>(start + i), 0)
-                    else:
-                        load_seq_cst_u64(<uint64_t *>(start + i))
-                    i += PAGE
-        mapping.borrowed -= 1
-        mapping.check()
-        if failed:
-            raise_errno(failed, mapping.path)
+        self.opened().populate(start, size, write)
 
     def resident(self, Py_ssize_t offset=0, length=None):
         """How many bytes of a range are in memory now (whole pages, by mincore)."""

@@ -31,7 +31,7 @@ from libc.errno cimport ESTALE
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from mmapds._native.atomics cimport fence_seq_cst, fetch_add_seq_cst_u64, fetch_or_seq_cst_u64, store_seq_cst_u64
+from mmapds._native.atomics cimport fence_seq_cst, fetch_add_seq_cst_u64, store_seq_cst_u64
 from mmapds._native.kernel cimport (
     deadline, kernel_clock_ns, kernel_coarse_ns, kernel_fill, kernel_sleep_ns, raise_errno,
 )
@@ -39,7 +39,7 @@ from mmapds._native.leftright cimport (
     LeftRight, MMAPDS_LIMIT, MMAPDS_PAGE, MMAPDS_SENTINEL, leftright_pinned, leftright_publish, leftright_reclaim,
     leftright_seal, leftright_sweep, mmapds_sync,
 )
-from mmapds._native.region cimport Mapping
+from mmapds._native.region cimport Mapping, redirty
 
 from xxhash import xxh3_64_intdigest
 
@@ -114,10 +114,8 @@ cdef class Writer(LeftRight):
         store_seq_cst_u64(&self.sync.header.failed, failed)
 
     def _redirty(self, Mapping mapping not None, Py_ssize_t size):
-        """Marks pages dirty again without changing them, after a flush that failed and left them clean."""
-        cdef Py_ssize_t offset
-        for offset in range(0, min(size, mapping.size), MMAPDS_PAGE):
-            fetch_or_seq_cst_u64(<uint64_t *>(mapping.base + offset), 0)
+        """After a flush that failed and left pages clean."""
+        redirty(mapping.base, min(size, mapping.size))
 
     def _redirty_control(self):
         self._redirty(self.control, 2 * MMAPDS_PAGE)
