@@ -28,15 +28,15 @@ import warnings
 from collections.abc import Callable, ItemsView, MutableMapping, ValuesView
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypeAlias, TypeVar, overload
 
 from mmapds import files
 from mmapds._native import kernel
 from mmapds._native.atomic import own_methods
-from mmapds._native.cells import first_extent
 from mmapds._native.counters import CountersCore
+from mmapds._native.extents import first_extent
 from mmapds._native.region import FLAGS
-from mmapds.errors import Closed, CorruptionError, IncompatibleFormat, MmapdsError, SchemaMismatch
+from mmapds.errors import Closed, CorruptionError, IncompatibleFormat, MappingLost, MmapdsError, SchemaMismatch
 from mmapds.region import Mode, StrPath, check_mode
 
 Key: TypeAlias = str | int
@@ -46,6 +46,7 @@ _DTYPES = ("i64", "f64")
 _STRIDES = {8: False, 64: True}
 _EMMAP = b"EMMAP01\n"
 _LARGEST = 1 << 40  # indices
+_MISSING = object()
 
 if TYPE_CHECKING:  # Counters[int] or Counters[float]: checkers know by dtype=; Counters alone is Counters[int]
     import typing_extensions
@@ -237,7 +238,14 @@ class Counters(_Numbers[_V]):
     def _lock(self) -> kernel.LockFile:
         file: files.OpenFile = self._backing
         file.check_path()
-        return files.open_locks(file.descriptor(), self.path, file.identity)
+        try:
+            return files.open_locks(file.descriptor(), self.path, file.identity)
+        except PermissionError as error:
+            error.add_note(
+                "This process may not open the file any more: make names before you drop privileges, or give the file "
+                "to the user of the workers."
+            )
+            raise
 
     def _open_emmap(
         self, path: str, capacity: int | None, mode: str, dtype: str | None, padded: bool | None, durability: str | None
@@ -283,18 +291,16 @@ class Counters(_Numbers[_V]):
     def pop(self, name: str, /) -> _V: ...
     @overload
     def pop(self, name: str, /, default: _V | _T) -> _V | _T: ...
-    def pop(self, name, /, *default):  # type: ignore[no-untyped-def]
+    def pop(self, name, /, default=_MISSING):  # type: ignore[no-untyped-def]
         """Removes a name and returns its value, `default` or KeyError if there is none. Atomic: what is added by name
         before is in the value, what is added later makes the name anew."""
         if not isinstance(name, str):
             raise TypeError(f"names are popped, not {type(name).__name__} {name!r}: reset() takes an index's value")
-        if len(default) > 1:
-            raise TypeError(f"pop takes a name and a default, not {1 + len(default)} arguments")
         value = self._pop(name)
         if value is not None:
             return value
-        if default:
-            return default[0]
+        if default is not _MISSING:
+            return default
         raise KeyError(name)
 
     def popitem(self) -> tuple[str, _V]:
@@ -356,9 +362,13 @@ class Counters(_Numbers[_V]):
             finally:
                 self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("counters are not copied or pickled: open the path once more")
+
     def __repr__(self) -> str:
         try:
-            state = "closed" if self.closed else f"{len(self)} names"
+            what = "counters" if self.layout == "emmap" else "names"
+            state = "closed" if self.closed else f"{len(self)} {what}"
         except MmapdsError as error:
             state = type(error).__name__
         return f"<Counters {self.path} {self.mode} {state}>"
@@ -388,6 +398,16 @@ class _EmmapFile(files.Opened):
         except BaseException:
             self.close()
             raise
+
+    def check_path(self) -> None:
+        """Also whether the file was cut: it may be shorter than a page, and then nothing else would tell."""
+        super().check_path()
+        if self.size < 16 + 8 * self.count:
+            raise MappingLost(
+                f"{self.path} was cut to {self.size} bytes while it was open: what was counted since is lost. Close "
+                "this handle, look at the file.",
+                path=self.path,
+            )
 
 
 def _check_options(capacity: int | None, dtype: str | None, layout: str, durability: str | None) -> None:

@@ -180,7 +180,11 @@ def create(
     """
     with unnamed(path, permissions) as (fd, publish):
         check_filesystem(fd, path, durability)
-        kernel.allocate(fd, size)
+        try:
+            kernel.allocate(fd, size)
+        except OSError as error:
+            error.filename = path
+            raise
         set_origin(fd, page)
         os.pwrite(fd, page, 0)
         os.pwrite(fd, end, size - len(end))

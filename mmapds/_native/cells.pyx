@@ -1,13 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, auto_pickle=False
-"""The cells of a counters file and their names, as one handle has them mapped.
+"""The names of the cells of a counters file, as one handle knows them.
 
 A handle keeps the names in a dict. One word of the file tells that the dict is right; the names are read again when
 that word has changed, and those that were added when a look-up fails. The transitions that change names, and why they
 are right, are in counters.h; here is what they need from Python, with the GIL held but for locks and syncs.
-
-The mapping is one range of reserved addresses: the control page, then the cells of all extents as one array, then the
-entries. The file grows into it, so nothing that somebody uses ever moves, whatever other threads do. When a range is
-used up the handle makes a larger one; bound counters keep theirs, and see the same pages.
 
 In a signal handler, which Python runs between two bytecodes, every call works: nothing here is half done between two.
 """
@@ -18,25 +14,29 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsSsize_t
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.errno cimport EDQUOT, EFBIG, ENOMEM, ENOSPC
-from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint64_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from mmapds._native.atomics cimport (
-    compare_exchange_seq_cst_u64, fetch_add_seq_cst_u64, load_relaxed_u64, load_seq_cst_u64,
-    store_relaxed_u64,
+    compare_exchange_seq_cst_u64, fetch_add_seq_cst_u64, load_relaxed_u64, load_seq_cst_u64, store_relaxed_u64,
 )
-from mmapds._native.counter cimport readonly, unsynced
-from mmapds._native.kernel cimport LockFile, epoch, kernel_lost, kernel_size, raise_errno
+from mmapds._native.counter cimport shown, unsynced
+from mmapds._native.extents cimport (
+    mmapds_counters, counters_count, EMMAP_CELLS, COUNTERS_CONTROL, COUNTERS_DONE, COUNTERS_FOUND, COUNTERS_FULL, COUNTERS_GONE, COUNTERS_LEAST, COUNTERS_STALE,
+    MMAPDS_EXTENTS, MMAPDS_LIVE, MMAPDS_NAME, MMAPDS_PAGE, MMAPDS_SENTINEL, RESERVE, Extents, counters_allocate,
+    counters_cell, counters_create, counters_current, counters_enter, counters_entry, counters_extend,
+    counters_give_up, counters_intact, counters_names, counters_recover, counters_remove, counters_view,
+    mmapds_entry, mmapds_extent, plan,
+)
+from mmapds._native.kernel cimport LockFile, epoch, kernel_size, raise_errno
 from mmapds._native.region cimport Mapping, redirty
 
 import os
 from operator import index as index_of
 
-from mmapds.errors import Closed, CorruptionError
-
 
 cdef extern from "kernel.h" nogil:
-    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
     int MS_SYNC
     int msync(void *base, size_t length, int flags)
     int fcntl(int fd, int command, ...)
@@ -44,37 +44,6 @@ cdef extern from "kernel.h" nogil:
     int close(int fd)
     ssize_t pwrite(int fd, const void *data, size_t length, int64_t offset)
     int errno
-
-
-cdef mmapds_counters nothing            # stands for the control page where there is none: no names, no changes
-
-cdef Py_ssize_t CONTROL = sizeof(mmapds_counters)
-cdef Py_ssize_t EMMAP = 16              # bytes before the first cell
-cdef Py_ssize_t RESERVE = 4 << 30       # addresses for cells, and as many for entries
-cdef Py_ssize_t LEAST = 64              # names that an extent is for
-
-
-cdef inline Py_ssize_t whole_pages(Py_ssize_t size) noexcept:
-    return (size + MMAPDS_PAGE - 1) & -MMAPDS_PAGE
-
-
-cdef int plan(Py_ssize_t capacity, Py_ssize_t stride, Py_ssize_t room, Py_ssize_t cells_size, Py_ssize_t more,
-              Py_ssize_t *cells, Py_ssize_t *names) noexcept:
-    """The sizes of an extent for `more` names, or a few more, behind `room` names and `cells_size` bytes of cells."""
-    names[0] = whole_pages(more * <Py_ssize_t>sizeof(mmapds_entry) + 8)
-    cells[0] = whole_pages(max(0, (capacity + room + <Py_ssize_t>counters_entries(names[0])) * stride - cells_size))
-    return 0
-
-
-def first_extent(bytes identity not None, Py_ssize_t capacity, Py_ssize_t stride):
-    """What follows the header page of a new file: its control page, and the size of the whole file."""
-    cdef mmapds_counters control
-    cdef Py_ssize_t cells, names
-    memset(&control, 0, sizeof(control))
-    memcpy(control.header.identity, <char *>identity, 16)
-    plan(capacity, stride, 0, 0, max(LEAST, min(capacity, 1024)), &cells, &names)
-    counters_extend(&control, 0, cells, names)
-    return (<char *>&control)[MMAPDS_PAGE:CONTROL], CONTROL + cells + names
 
 
 cdef str exact(key):
@@ -105,38 +74,15 @@ cdef int synced(char *start, Py_ssize_t size) noexcept nogil:
 
 @cython.binding(False)
 @cython.always_allow_keywords(False)
-cdef class Cells:
-
-    def __cinit__(self, *args, **kwargs):
-        self.numbers = {}
-        self.removed = {}
-        self.known.control = &nothing
-        self.known.seen = 1             # never current
-
-    # ---- set up by Counters -------------------------------------------------------------------------------------
-
-    def _configure(self, str path, str mode, str layout, str dtype, bint padded, str durability, file):
-        self.path = path
-        self.mode = mode
-        self.layout = layout
-        self.dtype = dtype
-        self.padded = padded
-        self.durability = durability
-        self._file = file
-        self.floats = dtype == "f64"
-        self.power = durability == "power" and mode == "shared"
-
-    @property
-    def _backing(self):
-        return self._file
+cdef class Cells(Extents):
 
     def _map(self, int fd, Py_ssize_t capacity, bint writable, bint lenient):
         """Maps the file. `lenient`: it comes from another boot, so what is damaged in it is left out."""
         cdef counters_view view
         cdef Mapping mapping
         cdef int64_t size = kernel_size(fd)
-        if size < CONTROL:
-            self.damaged(f"it has {size} bytes, and the control page ends at {CONTROL}")
+        if size < COUNTERS_CONTROL:
+            self.damaged(f"it has {size} bytes, and the control page ends at {COUNTERS_CONTROL}")
         memset(&view, 0, sizeof(view))
         view.capacity = capacity
         view.stride = 64 if self.padded else 8
@@ -145,21 +91,6 @@ cdef class Cells:
         mapping = self.fill(&view, fd, writable)
         self.enter(&view, mapping, writable)
         self.catch_up()
-
-    def _map_emmap(self, int fd, Py_ssize_t count, bint writable):
-        """The same of a file of emmap's."""
-        cdef counters_view view
-        cdef int protection = PROT_READ | (PROT_WRITE if writable else 0)
-        cdef Mapping mapping = Mapping(fd, EMMAP + 8 * count, protection, MAP_SHARED, self.path)
-        memset(&view, 0, sizeof(view))
-        view.control = &nothing
-        view.cells = mapping.base + EMMAP
-        view.lost = &mapping.lost
-        view.stride = 8
-        view.capacity = count
-        view.cells_size = 8 * count
-        view.extents = MMAPDS_EXTENTS   # it has no more
-        self.enter(&view, mapping, writable)
 
     def _copy(self):
         """From here on the counters are memory of this process: a point in time of each."""
@@ -173,7 +104,7 @@ cdef class Cells:
         if self.layout == "emmap":
             mapping = Mapping(-1, source.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, self.path)
             view = self.known
-            view.cells = mapping.base + EMMAP
+            view.cells = mapping.base + EMMAP_CELLS
             view.lost = &mapping.lost
             with nogil:
                 for i in range(view.capacity):
@@ -190,8 +121,8 @@ cdef class Cells:
             view.cells_room = max(RESERVE, 2 * self.known.cells_size)
             view.names_room = max(RESERVE, 2 * self.known.names_size)
             mapping = self.addresses(&view, True)
-            mapping.place(0, -1, 0, CONTROL, MAP_PRIVATE | MAP_ANONYMOUS)
-            memcpy(view.control, self.known.control, CONTROL)
+            mapping.place(0, -1, 0, COUNTERS_CONTROL, MAP_PRIVATE | MAP_ANONYMOUS)
+            memcpy(view.control, self.known.control, COUNTERS_CONTROL)
             memset(&view.control.extents[self.known.extents], 0,
                    (MMAPDS_EXTENTS - self.known.extents) * sizeof(mmapds_extent))
             self.copied = True
@@ -209,7 +140,8 @@ cdef class Cells:
                 memcpy(view.entries[i], self.known.entries[i], names_size(&view, i))
             source.check()
             tries += 1
-            if (counters_current(&self.known) and self.known.control.removing == 0) or tries == 100:
+            if (counters_current(&self.known) and not self.known.control.removing | self.known.control.returning
+                    or tries == 100):
                 break                   # else a name was removed meanwhile, and there may be a 0 that never was
         self.copied = True
         self.enter(&view, mapping, True)
@@ -218,123 +150,6 @@ cdef class Cells:
             self._recover()
             self.lenient = False
         self.catch_up()
-
-    cdef Mapping fill(self, counters_view *view, int fd, bint writable):
-        """A mapping of the file as it is now, with addresses for more."""
-        cdef Mapping mapping = self.addresses(view, writable)
-        mapping.place(0, fd, 0, CONTROL, MAP_SHARED)
-        if self.attach(view, mapping, fd):
-            raise OSError(ENOMEM, "not enough addresses to map the counters", self.path)
-        if view.capacity > view.cells_size // view.stride or view.extents == 0:
-            self.damaged("its first extent is missing")
-        return mapping
-
-    cdef Mapping addresses(self, counters_view *view, bint writable):
-        """Addresses for the control page, the cells and the entries; fewer if there are not as many."""
-        cdef int protection = PROT_READ | (PROT_WRITE if writable else 0)
-        cdef Mapping mapping
-        while True:
-            try:
-                mapping = Mapping(-1, CONTROL + view.cells_room + view.names_room, protection,
-                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, self.path, reserve=True)
-                break
-            except OSError:
-                if view.cells_room <= 1 << 20:
-                    raise
-                view.cells_room = view.names_room = max(1 << 20, view.cells_room >> 4)
-        view.control = <mmapds_counters *>mapping.base
-        view.cells = mapping.base + CONTROL
-        view.lost = &mapping.lost
-        view.end = CONTROL
-        view.fd = -1
-        return mapping
-
-    cdef int enter(self, counters_view *view, Mapping mapping, bint writable) except -1:
-        old = self.mapping              # unmapping lets go of the GIL: last
-        self.mapping = mapping
-        self.known = view[0]
-        self.writable = writable
-        self.valid = view.capacity + view.names
-        return 0
-
-    cdef int attach(self, counters_view *view, Mapping mapping, int fd) except -1:
-        """Maps the extents that are new; 1 if there are no addresses left. With the GIL held from end to end."""
-        cdef mmapds_extent record
-        cdef mmapds_entry *entries
-        cdef uint64_t *sentinel
-        cdef int status, flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE if self.copied else MAP_SHARED
-        cdef int64_t end
-        cdef Py_ssize_t at
-        while view.extents < MMAPDS_EXTENTS:
-            status = counters_extent(view.control, view.extents, &record)
-            if status == 0 or (status < 0 and self.lenient):
-                break
-            if status < 0:
-                self.damaged(f"the record of extent {view.extents} is not what was written")
-            end = view.end + record.cells_size + record.names_size
-            if not self.copied and end > kernel_size(fd):
-                if self.lenient:
-                    break
-                self.damaged(f"it has {kernel_size(fd)} bytes, and extent {view.extents} ends at {end}")
-            if (view.cells_size + record.cells_size > view.cells_room
-                    or view.names_size + record.names_size > view.names_room):
-                return 1
-            if record.cells_size:
-                mapping.place(CONTROL + view.cells_size, fd, view.end, record.cells_size, flags)
-            at = CONTROL + view.cells_room + view.names_size
-            mapping.place(at, fd, view.end + record.cells_size, record.names_size, flags)
-            entries = <mmapds_entry *>(mapping.base + at)
-            sentinel = counters_sentinel(entries, record.names_size)
-            if self.copied:
-                sentinel[0] = MMAPDS_SENTINEL
-            if load_relaxed_u64(sentinel) == MMAPDS_SENTINEL:
-                mapping.seal = sentinel
-            elif not self.lenient:
-                self.damaged(f"extent {view.extents} has no sentinel at its end: was the file cut?")
-            view.room += counters_entries(record.names_size)
-            view.cells_size += record.cells_size
-            if (view.capacity > view.cells_size // view.stride
-                    or view.room > view.cells_size // view.stride - view.capacity):
-                self.damaged(f"{view.cells_size} bytes of cells for {view.capacity} indices and {view.room} names")
-            view.entries[view.extents] = entries
-            view.upto[view.extents] = view.room
-            view.names_size += record.names_size
-            view.end = end
-            view.extents += 1
-        return 0
-
-    cdef int move(self, int fd) except -1:
-        """The addresses are used up: more of them, elsewhere. Who uses the old ones keeps them."""
-        cdef counters_view view
-        cdef Mapping mapping, source = self.mapping
-        if self.copied:
-            raise OSError(ENOMEM, "a private copy has no addresses left for more names", self.path)
-        memset(&view, 0, sizeof(view))
-        view.capacity = self.known.capacity
-        view.stride = self.known.stride
-        view.cells_room = 4 * self.known.cells_room
-        view.names_room = 4 * self.known.names_room
-        mapping = self.fill(&view, fd, source.writable)
-        if self.mapping is source:      # another thread may have done it, or closed the handle
-            view.names = self.known.names
-            view.seen = self.known.seen
-            self.enter(&view, mapping, source.writable)
-        return 0
-
-    # ---- names --------------------------------------------------------------------------------------------------
-
-    cdef Mapping opened(self):
-        if self.mapping is None:
-            raise Closed(f"{self.path}: these counters are closed")
-        return self.mapping
-
-    cdef int refuse(self) except -1:
-        raise readonly(self.opened())
-
-    cdef int damaged(self, object what) except -1:
-        if self.mapping is not None:
-            self.mapping.check()        # the file was cut: that is why
-        raise CorruptionError(f"{self.path}: {what}. `mmapds verify` says more; restore a copy.")
 
     cdef int refresh(self) except -1:
         """Knows all names that are published now."""
@@ -368,6 +183,7 @@ cdef class Cells:
                     or not self.known.control.extents[self.known.extents].check):
                 break
         if self.lenient:                # the count may be older than the entries, or newer
+            self.check_durable()
             names = self.known.room
         elif names < 0 or names > <int64_t>self.known.room or names < <int64_t>self.known.names:
             self.damaged(f"the count of names is {names}, with {self.known.names} read and room for {self.known.room}")
@@ -400,11 +216,15 @@ cdef class Cells:
                 name = PyUnicode_DecodeUTF8(<char *>entry.name, entry.length, NULL)
             except UnicodeDecodeError:
                 self.damaged(f"name {at} is not UTF-8")
-            if entry.state == MMAPDS_LIVE:
+            if entry.state == MMAPDS_LIVE or (self.lenient and self.returns(at)):
                 numbers[name] = at
             else:
                 removed[name] = at
         return found
+
+    cdef bint returns(self, int64_t number) noexcept:
+        """Whether a recovery would make this removed name live."""
+        return number + 1 == counters_count(self.known.control.returning, self.known.control.header.identity)
 
     cdef uint64_t *search(self, key) except? NULL:
         cdef PyObject *number
@@ -421,9 +241,9 @@ cdef class Cells:
         index = PyLong_AsLongLongAndOverflow(position, &beyond)
         self.refresh()
         if beyond or not 0 <= index < self.valid:
+            named = "" if self.layout == "emmap" else f", of which those from {self.known.capacity} on have names"
             raise IndexError(
-                f"{self.path} has no counter {position}: its indices go from 0 to {self.valid - 1}, of which those from "
-                f"{self.known.capacity} on have names"
+                f"{self.path} has no counter {shown(position)}: its indices go from 0 to {self.valid - 1}{named}"
             )
         return <uint64_t *>(self.known.cells + index * self.known.stride)
 
@@ -464,9 +284,6 @@ cdef class Cells:
             close(view.fd)
         view.fd = -1
 
-    cdef uint64_t *failed_word(self) noexcept:
-        return &self.failed if self.layout == "emmap" else &self.known.control.header.failed
-
     cdef int create(self, str name, const uint64_t *initial, int how) except -1:
         """Makes a name, or lets it return: DONE, FOUND or GONE."""
         cdef counters_view view
@@ -500,12 +317,12 @@ cdef class Cells:
                     status = counters_create(&view, start, length, hint, initial, how, &number)
                 self.release(&view, lock)
             if status == COUNTERS_FULL:
-                self.extend(max(LEAST, view.room // 2))
+                self.extend(max(COUNTERS_LEAST, view.room // 2))
                 self.catch_up()
             elif status == COUNTERS_DONE or status == COUNTERS_GONE:
                 return status
             elif status == COUNTERS_STALE or status == COUNTERS_FOUND:
-                self.catch_up()
+                self.learn(&view, status)
             else:
                 self.fail(mapping, status)
 
@@ -536,7 +353,14 @@ cdef class Cells:
                 return True
             if status != COUNTERS_STALE and status != COUNTERS_GONE:
                 self.fail(mapping, status)
-            self.catch_up()
+            self.learn(&view, status)
+
+    cdef int learn(self, const counters_view *view, int status) except -1:
+        """Looks again, after somebody was faster."""
+        self.catch_up()
+        if status != COUNTERS_STALE and self.known.seen == view.seen and self.known.names == view.names:
+            self.damaged("the state of a name has changed, and the count of changes has not")
+        return 0
 
     cdef int fail(self, Mapping mapping, int status) except -1:
         mapping.check()
@@ -549,7 +373,7 @@ cdef class Cells:
         cdef counters_view view
         cdef Mapping mapping
         cdef LockFile lock
-        cdef Py_ssize_t cells, names
+        cdef Py_ssize_t cells, names, least
         cdef int64_t found
         cdef uint64_t seal = MMAPDS_SENTINEL
         cdef int status, failed = 0
@@ -572,13 +396,13 @@ cdef class Cells:
                         counters_extend(view.control, view.extents, cells, names)
             self.release(&view, lock)
         mapping.check()
-        if failed in (-ENOSPC, -EDQUOT, -EFBIG) and more > 1:
-            self.extend(1)
+        # Records are few: the second half of them is for extents that make the room larger by a part of it.
+        least = 1 if view.extents < MMAPDS_EXTENTS // 2 else max(1, <Py_ssize_t>view.room // 16)
+        if failed in (-ENOSPC, -EDQUOT, -EFBIG) and more > least:
+            self.extend(max(least, more // 2))
         elif failed < 0:
             raise_errno(-failed, self.path)
         return 0                        # who called looks again
-
-    # ---- recovery and durability ----------------------------------------------------------------------------------
 
     def _recover(self):
         """After another boot, with nobody alive in the file: what verifies stays, what does not is given up."""
@@ -586,6 +410,7 @@ cdef class Cells:
         cdef uint64_t at
         cdef mmapds_entry *entry
         found = {}
+        self.check_durable()
         counters_recover(&self.known)
         for at in range(counters_names(&self.known)):
             entry = counters_entry(&self.known, at)
@@ -595,6 +420,19 @@ cdef class Cells:
                     counters_give_up(&self.known, found[name])
                 found[name] = at
         mapping.check()
+
+    cdef int check_durable(self) except -1:
+        """Of a file from another boot, durability "power": whoever counted a name had synced it."""
+        cdef int64_t names = counters_names(&self.known)
+        cdef int64_t at
+        if self.durability != "power":
+            return 0
+        if names < 0 or names > <int64_t>self.known.room:
+            self.damaged(f"the count of names is {names}, and there is room for {self.known.room}: was a copy cut?")
+        for at in range(names):
+            if not counters_intact(&self.known, counters_entry(&self.known, at), at):
+                self.damaged(f"name {at} is not what was written")
+        return 0
 
     def _flush(self):
         """Writes all to the disk; if a sync has failed before, makes all pages dirty first."""
@@ -608,7 +446,7 @@ cdef class Cells:
         cdef uint32_t i
         mapping.check()
         if failed:
-            redirty(mapping.base, CONTROL if ours else mapping.size)
+            redirty(mapping.base, COUNTERS_CONTROL if ours else mapping.size)
             redirty(view.cells, view.cells_size)
             for i in range(view.extents):
                 redirty(<char *>view.entries[i], names_size(&view, i))
@@ -617,7 +455,7 @@ cdef class Cells:
             if not ours:
                 error = synced(mapping.base, mapping.size)
             else:
-                error = synced(mapping.base, CONTROL) or synced(view.cells, view.cells_size)
+                error = synced(mapping.base, COUNTERS_CONTROL) or synced(view.cells, view.cells_size)
                 for i in range(view.extents):
                     error = error or synced(<char *>view.entries[i], names_size(&view, i))
         mapping.borrowed -= 1
@@ -627,25 +465,3 @@ cdef class Cells:
             raise unsynced(mapping, os.strerror(error))
         if failed:                      # unless one failed meanwhile
             compare_exchange_seq_cst_u64(word, &failed, 0)
-
-    def _populate(self):
-        if self.known.cells_size:
-            self.mapping.populate(self.mapping.base if self.layout == "emmap" else self.known.cells,
-                                  self.mapping.size if self.layout == "emmap" else self.known.cells_size, self.writable)
-
-    def _forget(self):
-        """Lets go of the mapping; bound counters and views keep it."""
-        old = self.mapping
-        self.mapping = None
-        self.writable = False
-        self.valid = 0
-        self.numbers = {}
-        self.removed = {}
-        memset(&self.known, 0, sizeof(self.known))
-        self.known.control = &nothing
-        self.known.seen = 1             # never current
-
-    @property
-    def closed(self):
-        """True after close()."""
-        return self.mapping is None

@@ -24,6 +24,7 @@ cdef int64_t integer(object value) except? -1
 cdef double real(object value) except? -1.0
 
 cdef object overflow(object before, object n)
+cdef str shown(number)                  # of any size, for messages
 cdef object readonly(Mapping mapping)
 cdef object unsynced(Mapping mapping, why)
 

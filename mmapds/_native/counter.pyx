@@ -47,7 +47,7 @@ cdef int64_t integer(object value) except? -1:
             f"a counter of dtype 'i64' takes an int, not {type(value).__name__} {value!r}: dtype='f64' counts in floats"
         )
     if beyond:
-        raise OverflowError(f"{value} does not fit into a signed 64-bit counter")
+        raise OverflowError(f"{shown(index(value))} does not fit into a signed 64-bit counter")
     return found
 
 
@@ -57,6 +57,10 @@ cdef double real(object value) except? -1.0:
     if isinstance(value, (str, bytes)) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
         raise TypeError(f"a counter of dtype 'f64' takes a number, not {type(value).__name__} {value!r}")
     return float(value)
+
+
+cdef str shown(number):
+    return str(number) if number.bit_length() < 256 else f"a number of {number.bit_length()} bits"
 
 
 cdef object overflow(object before, object n):
@@ -81,6 +85,8 @@ cdef object reserve(Mapping mapping, uint64_t *word, object n, uint64_t *failed)
         if error:
             fetch_add_seq_cst_u64(failed, 1)
             raise unsynced(mapping, os.strerror(error))
+        if load_seq_cst_u64(failed):    # the kernel tells of a failure once: perhaps another thread has heard of ours
+            raise unsynced(mapping, "another sync failed")
     mapping.check()
     return range(before, before + count)
 
@@ -116,7 +122,7 @@ cdef class Counter(AtomicInt64):
         self.mapping.check()
         raise readonly(self.mapping)
 
-    def add(self, n=1, checked=False):
+    def add(self, n=1, bint checked=False):
         """Adds n and returns the new value. With `checked`, OverflowError instead of wrapping, and nothing is changed."""
         cdef int64_t value = integer(n), before
         if self.mapping.lost or not self.mapping.writable:
@@ -206,7 +212,7 @@ cdef class FloatCounter:
         """Subtracts n and returns the value before."""
         return self.fetch_add(-real(n))
 
-    def add(self, n=1, checked=False):
+    def add(self, n=1, bint checked=False):
         """Adds n and returns the new value. With `checked`, OverflowError where two finite numbers have no finite sum, and
         nothing is changed."""
         cdef double x = real(n), found

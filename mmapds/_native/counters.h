@@ -15,21 +15,25 @@
    before (3): the file is longer than the table says; the next one who grows it starts from there, with zeros again.
    `power`: the sync of the first name in it covers it.
 
-   Removal. (1) `removing` names the entry. (2) The state becomes REMOVED, and `changes` is raised. (3) The cell's
-   value is taken: exchanged for 0. (4) `removing` is 0. (5) `power`: sync. Dead after (1): nothing happened, the next
-   one clears `removing`. After half of (2), or all: the next one raises `changes` (again) and does (3) and (4), so
-   that the name, when it returns, begins with 0. After (3): the same, and what was added in between goes with the
-   rest. After another boot `removing` means that (5) was not reached: the removal is undone, and the name
-   begins with what the disk has of its cell: what it was, or 0.
+   Removal. (1) `removing` names the entry. (2) The state becomes REMOVED, and `changes` is raised. (3) `power`: sync; if it
+   fails, LIVE again, `changes` again. (4) The cell's value is taken: exchanged for 0. (5) `removing` is 0. Dead after (1):
+   nothing happened, the next one clears `removing`. After half of (2), or all: the next one raises `changes` (again) and
+   does (3), (4) and (5), so that the name, when it returns, begins with 0. After (4): the same, and what was added in
+   between goes with the rest. Power lost: after (2) the state on the disk may be REMOVED, and the cell what it was: a name
+   that returns then begins with that. `power`: a LIVE name on the disk was never emptied, because of (3), so what was
+   reserved from it does not come again.
 
    Why nothing that is added is lost to a removal: who adds by name looks at `changes` before and after. If it is the
-   same after the addition, (3) comes later, and takes it. If not, he looks the name up again; if it was removed and
-   its cell is not 0, his addition may have come after (3), so he makes the name return, with what is in the cell.
+   same after the addition, (4) comes later, and takes it. If not, he looks the name up again; if it was removed and
+   its cell is not 0, his addition may have come after (4), so he makes the name return, with what is in the cell.
 
-   Return of a removed name: its cell was 0 after (3); what bound counters have added to it since then is in it and
-   stays. (1) The state becomes LIVE, and `changes` is raised. (2) `power`: sync. Another process may use the name
-   between the two; if the power goes then, its state may be REMOVED again, with the cell as it is on the disk: what is
-   reserved from it later does not repeat what was reserved before.
+   Return of a removed name: its cell was 0 after (4); what bound counters have added to it since then is in it and
+   stays. (1) `value` and `how` say what it is to begin with, and `returning` names the entry. (2) The cell gets that
+   value. (3) The state becomes LIVE, and `changes` is raised. (4) `returning` is 0. (5) `power`: sync. Dead after (1):
+   the next one does (2), (3) and (4), also after another boot; if the state was LIVE already, he only raises `changes`
+   (again), for those who add may have come. Another process may use the name between (3) and (5); if the power goes
+   then, its state may be REMOVED again, with the cell as it is on the disk: what is reserved from it later does not
+   repeat what was reserved before.
 
    Rejected: a hash table in the file, whose every growth is a protocol of its own: a handle keeps a dict, and looks at
    one word to know that it is up to date; an entry in one step by a 256-byte atomic store, which there is not; giving
@@ -40,6 +44,10 @@
 #include "atomics.h"
 #include "kernel.h"
 #include "layout.h"
+
+#define COUNTERS_CONTROL ((ssize_t)sizeof(mmapds_counters)) /* where the first extent begins */
+#define COUNTERS_LEAST 64                                    /* names that an extent is for, at least */
+#define EMMAP_CELLS ((ssize_t)sizeof(mmapds_emmap))         /* where the cells begin in a file of emmap's */
 
 enum {
     COUNTERS_DONE = 0,
@@ -149,28 +157,55 @@ static inline int counters_sync(const counters_view *view)
     return failed;
 }
 
+/* Steps (2) and (3) of a return, as far as they are not done. */
+static inline void counters_make_live(counters_view *view, uint64_t number)
+{
+    mmapds_counters *control = view->control;
+    mmapds_entry *entry = counters_entry(view, number);
+    uint64_t *cell = counters_cell(view, number), zero = 0;
+    if (load_seq_cst_u64(&entry->state) == MMAPDS_REMOVED) {
+        if (control->how == COUNTERS_SET)
+            store_seq_cst_u64(cell, control->value);
+        else if (control->value)
+            compare_exchange_seq_cst_u64(cell, &zero, control->value);
+        store_seq_cst_u64(&entry->state, MMAPDS_LIVE);
+    }
+    fetch_add_seq_cst_u64(&control->changes, 1); /* pairs with the loads of those who add by name */
+}
+
 /* Whether the caller knows the file as it is; finishes what a dead predecessor has begun. */
 static inline int counters_enter(counters_view *view, int64_t *names)
 {
     mmapds_counters *control = view->control;
+    const uint8_t *identity = control->header.identity;
     mmapds_extent next;
     int more = view->extents < MMAPDS_EXTENTS ? counters_extent(control, view->extents, &next) : 0;
-    int64_t removing = counters_count(load_seq_cst_u64(&control->removing), control->header.identity);
+    int64_t removing = counters_count(load_seq_cst_u64(&control->removing), identity);
+    int64_t returning = counters_count(load_seq_cst_u64(&control->returning), identity);
     *names = counters_names(view);
     if (kernel_lost(view->lost))
         return COUNTERS_LOST;
     if (more > 0 || load_seq_cst_u64(&control->changes) != view->seen)
         return COUNTERS_STALE;
-    if (more < 0 || removing < 0 || *names < (int64_t)view->names || *names > (int64_t)view->room || removing > *names)
+    if (more < 0 || *names < (int64_t)view->names || *names > (int64_t)view->room || removing < 0 || returning < 0 ||
+        removing > *names || returning > *names)
         return COUNTERS_DAMAGED;
     if (removing) {
         int removed = load_seq_cst_u64(&counters_entry(view, removing - 1)->state) == MMAPDS_REMOVED;
         if (removed) {
             fetch_add_seq_cst_u64(&control->changes, 1); /* perhaps the predecessor did not come to it */
+            int failed = counters_sync(view);
+            if (failed)
+                return failed;
             exchange_seq_cst_u64(counters_cell(view, removing - 1), 0);
         }
         store_seq_cst_u64(&control->removing, 0);
         return removed ? COUNTERS_STALE : COUNTERS_DONE;
+    }
+    if (returning) {
+        counters_make_live(view, returning - 1);
+        store_seq_cst_u64(&control->returning, 0);
+        return COUNTERS_STALE;
     }
     return COUNTERS_DONE;
 }
@@ -178,16 +213,14 @@ static inline int counters_enter(counters_view *view, int64_t *names)
 /* The name comes back, with what is in its cell; if that is 0, with `initial`, if there is one. */
 static inline int counters_return(counters_view *view, uint64_t number, const uint64_t *initial, int how)
 {
-    uint64_t *cell = counters_cell(view, number);
-    uint64_t zero = 0;
-    if (how == COUNTERS_NEEDED && load_seq_cst_u64(cell) == 0)
+    mmapds_counters *control = view->control;
+    if (how == COUNTERS_NEEDED && load_seq_cst_u64(counters_cell(view, number)) == 0)
         return COUNTERS_GONE;
-    if (how == COUNTERS_SET)
-        store_seq_cst_u64(cell, *initial);
-    else if (initial)
-        compare_exchange_seq_cst_u64(cell, &zero, *initial);
-    store_seq_cst_u64(&counters_entry(view, number)->state, MMAPDS_LIVE);
-    fetch_add_seq_cst_u64(&view->control->changes, 1); /* pairs with the load of those who add by name */
+    control->value = initial ? *initial : 0;
+    control->how = how;
+    store_seq_cst_u64(&control->returning, mmapds_count(number + 1, control->header.identity));
+    counters_make_live(view, number);
+    store_seq_cst_u64(&control->returning, 0);
     return counters_sync(view);
 }
 
@@ -307,17 +340,14 @@ static inline void counters_recover(counters_view *view)
 {
     mmapds_counters *control = view->control;
     const uint8_t *identity = control->header.identity;
-    int64_t removing = counters_count(control->removing, identity), names = counters_names(view), found = 0;
+    int64_t returning = counters_count(control->returning, identity), names = counters_names(view), found = 0;
     for (unsigned i = view->extents; i < MMAPDS_EXTENTS; i++) /* the disk had the record and not the size */
         memset(&control->extents[i], 0, sizeof(control->extents[i]));
     for (unsigned i = 0; i < view->extents; i++)
         *counters_sentinel(view->entries[i], control->extents[i].names_size) = MMAPDS_SENTINEL;
-    if (removing > 0 && removing <= (int64_t)view->room) {
-        mmapds_entry *entry = counters_entry(view, removing - 1);
-        if (entry->state == MMAPDS_REMOVED)
-            entry->state = MMAPDS_LIVE;
-    }
-    control->removing = 0;
+    if (returning > 0 && returning <= (int64_t)view->room && counters_entry(view, returning - 1)->state == MMAPDS_REMOVED)
+        counters_make_live(view, returning - 1);
+    control->removing = control->returning = 0;
     for (int64_t at = 0; at < (int64_t)view->room; at++)
         if (counters_intact(view, counters_entry(view, at), at))
             found = at + 1;

@@ -6,7 +6,7 @@ word of the file: before it, whether the dict is right, and after it, whether it
 """
 
 cimport cython
-from cpython.dict cimport PyDict_Copy, PyDict_Next, PyDict_SetItem
+from cpython.dict cimport PyDict_Next, PyDict_SetItem, PyDict_Update
 from cpython.long cimport PyLong_AsSsize_t
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
@@ -14,12 +14,13 @@ from libc.stdint cimport int64_t, uint64_t
 from mmapds._native.atomics cimport (
     compare_exchange_seq_cst_u64, load_relaxed_u64, load_seq_cst_u64, store_seq_cst_u64,
 )
-from mmapds._native.cells cimport (
-    COUNTERS_ANYHOW, COUNTERS_DONE, COUNTERS_NEEDED, COUNTERS_SET, Cells, counters_cell, counters_current, exact, peek,
-)
+from mmapds._native.cells cimport Cells, exact, peek
 from mmapds._native.counter cimport (
     CELL_ADD, CELL_AND, CELL_EXCHANGE, CELL_OR, CELL_SUB, CELL_XOR, Counter, FloatCounter, cell_add_checked,
     cell_add_double, cell_apply, cell_bits, cell_compare_exchange_double, cell_double, integer, overflow, real,
+)
+from mmapds._native.extents cimport (
+    COUNTERS_ANYHOW, COUNTERS_DONE, COUNTERS_NEEDED, COUNTERS_SET, Window, counters_cell, counters_current,
 )
 from mmapds._native.kernel cimport kernel_lost
 from mmapds._native.region cimport MMAPDS_SENTINEL, Mapping
@@ -118,7 +119,7 @@ cdef class CountersCore(Cells):
         """Sets the value and returns the one before. Makes the name if it is new. Wait-free."""
         return operate(self, CELL_EXCHANGE, key, value)
 
-    def add(self, key, n=1, checked=False):
+    def add(self, key, n=1, bint checked=False):
         """Adds n and returns the new value. Makes the name if it is new.
 
         With `checked` a sum that does not fit raises OverflowError and changes nothing (floats: where two finite
@@ -302,11 +303,12 @@ cdef class CountersCore(Cells):
             self.opened()
             self._file.check_path()     # an exporter would show the old file's values for ever
         while True:
+            result = {}                 # first: who makes a dict may run the collector, and so anything
             self.refresh()
             if self.layout == "emmap":
                 result = {i: self.value(load_seq_cst_u64(<uint64_t *>self.known.cells + i)) for i in range(self.valid)}
             else:
-                result = PyDict_Copy(self.numbers)
+                PyDict_Update(result, self.numbers)
                 at = 0
                 while PyDict_Next(result, &at, &key, &number):
                     PyDict_SetItem(result, <object>key, self.value(
@@ -320,9 +322,8 @@ cdef class CountersCore(Cells):
         when the file grows and after close(). With `padded`, one element in eight of the memory: numpy.asarray takes
         both."""
         self.refresh()
-        cdef Py_ssize_t start = self.known.cells - self.mapping.base
         cdef Py_ssize_t step = self.known.stride // 8
-        cells = memoryview(self.mapping)[start:start + self.valid * self.known.stride].toreadonly()
+        cells = memoryview(Window(self.opened(), self.known.cells - self.mapping.base, self.valid * self.known.stride))
         cells = cells.cast("d" if self.floats else "q")
         return cells if step == 1 else cells[::step]
 

@@ -53,7 +53,8 @@
            0  4096  header page
         4096    64  names             u64 names: how many entries are published (mmapds_count), u64 changes: removals,
                                       returns of a name and recoveries
-        4160    64  removing          u64 1 + number of the entry whose removal is under way, or 0 (mmapds_count)
+        4160    64  changing          u64 removing, u64 returning: 1 + number of the entry whose removal, or return, is
+                                      under way, or 0 (mmapds_count); u64 value and u64 how: what it is to return with
         4224   384  (zero)
         4608  3584  extents           112 x u64 cells_size, u64 names_size, u64 (zero), u64 check; check 0: not there
         8192        extent 0          cells_size bytes of cells, then names_size bytes of entries (whole pages both)
@@ -212,8 +213,8 @@ typedef struct {
     mmapds_header header;
     uint64_t names, changes;
     uint8_t names_pad[48];
-    uint64_t removing;
-    uint8_t removing_pad[56];
+    uint64_t removing, returning, value, how;
+    uint8_t changing_pad[32];
     uint8_t rest[384];
     mmapds_extent extents[MMAPDS_EXTENTS];
 } mmapds_counters;
@@ -221,6 +222,7 @@ typedef struct {
 _Static_assert(offsetof(mmapds_counters, names) == 4096, "counters");
 _Static_assert(offsetof(mmapds_counters, changes) == 4104, "counters");
 _Static_assert(offsetof(mmapds_counters, removing) == 4160, "counters");
+_Static_assert(offsetof(mmapds_counters, how) == 4184, "counters");
 _Static_assert(offsetof(mmapds_counters, extents) == 4608, "counters");
 _Static_assert(sizeof(mmapds_extent) == 32, "counters");
 _Static_assert(sizeof(mmapds_counters) == 8192, "counters");
