@@ -314,7 +314,7 @@ class Counters(_Numbers[_V]):
 
     # ---- durability and the end ---------------------------------------------------------------------------------
 
-    def flush(self, *, wait: bool = True) -> None:
+    def flush(self, wait: bool = True) -> None:
         """Writes all counters to the disk; with ``wait=False`` only starts it.
 
         When it returns after waiting, they survive power loss. DurabilityFailed if the disk did not take them: the next

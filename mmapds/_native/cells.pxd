@@ -21,7 +21,6 @@ cdef class Cells(Extents):
     cdef void release(self, counters_view *view, LockFile lock) noexcept
     cdef int create(self, str name, const uint64_t *initial, int how) except -1
     cdef bint take(self, str name, uint64_t *value) except -1
-    cdef bint returns(self, int64_t number) noexcept
     cdef int learn(self, const counters_view *view, int status) except -1
     cdef int check_durable(self) except -1
     cdef int fail(self, Mapping mapping, int status) except -1

@@ -22,7 +22,7 @@ from mmapds._native.atomics cimport (
 )
 from mmapds._native.counter cimport shown, unsynced
 from mmapds._native.extents cimport (
-    mmapds_counters, counters_count, EMMAP_CELLS, COUNTERS_CONTROL, COUNTERS_DONE, COUNTERS_FOUND, COUNTERS_FULL, COUNTERS_GONE, COUNTERS_LEAST, COUNTERS_STALE,
+    EMMAP_CELLS, COUNTERS_CONTROL, COUNTERS_DONE, COUNTERS_FOUND, COUNTERS_FULL, COUNTERS_GONE, COUNTERS_LEAST, COUNTERS_STALE,
     MMAPDS_EXTENTS, MMAPDS_LIVE, MMAPDS_NAME, MMAPDS_PAGE, MMAPDS_SENTINEL, RESERVE, Extents, counters_allocate,
     counters_cell, counters_create, counters_current, counters_enter, counters_entry, counters_extend,
     counters_give_up, counters_intact, counters_names, counters_recover, counters_remove, counters_view,
@@ -216,15 +216,11 @@ cdef class Cells(Extents):
                 name = PyUnicode_DecodeUTF8(<char *>entry.name, entry.length, NULL)
             except UnicodeDecodeError:
                 self.damaged(f"name {at} is not UTF-8")
-            if entry.state == MMAPDS_LIVE or (self.lenient and self.returns(at)):
+            if entry.state == MMAPDS_LIVE:
                 numbers[name] = at
             else:
                 removed[name] = at
         return found
-
-    cdef bint returns(self, int64_t number) noexcept:
-        """Whether a recovery would make this removed name live."""
-        return number + 1 == counters_count(self.known.control.returning, self.known.control.header.identity)
 
     cdef uint64_t *search(self, key) except? NULL:
         cdef PyObject *number

@@ -30,8 +30,8 @@
    Return of a removed name: its cell was 0 after (4); what bound counters have added to it since then is in it and
    stays. (1) `value` and `how` say what it is to begin with, and `returning` names the entry. (2) The cell gets that
    value. (3) The state becomes LIVE, and `changes` is raised. (4) `returning` is 0. (5) `power`: sync. Dead after (1):
-   the next one does (2), (3) and (4), also after another boot; if the state was LIVE already, he only raises `changes`
-   (again), for those who add may have come. Another process may use the name between (3) and (5); if the power goes
+   the next one does (2), (3) and (4); if the state was LIVE already, he only raises `changes` (again), for those who add
+   may have come. After another boot the state is what the disk has. Another process may use the name between (3) and (5); if the power goes
    then, its state may be REMOVED again, with the cell as it is on the disk: what is reserved from it later does not
    repeat what was reserved before.
 
@@ -340,13 +340,11 @@ static inline void counters_recover(counters_view *view)
 {
     mmapds_counters *control = view->control;
     const uint8_t *identity = control->header.identity;
-    int64_t returning = counters_count(control->returning, identity), names = counters_names(view), found = 0;
+    int64_t names = counters_names(view), found = 0;
     for (unsigned i = view->extents; i < MMAPDS_EXTENTS; i++) /* the disk had the record and not the size */
         memset(&control->extents[i], 0, sizeof(control->extents[i]));
     for (unsigned i = 0; i < view->extents; i++)
         *counters_sentinel(view->entries[i], control->extents[i].names_size) = MMAPDS_SENTINEL;
-    if (returning > 0 && returning <= (int64_t)view->room && counters_entry(view, returning - 1)->state == MMAPDS_REMOVED)
-        counters_make_live(view, returning - 1);
     control->removing = control->returning = 0;
     for (int64_t at = 0; at < (int64_t)view->room; at++)
         if (counters_intact(view, counters_entry(view, at), at))

@@ -1,8 +1,15 @@
-from typing import Any
+from typing import Any, Self, final
 
 from typing_extensions import disjoint_base
 
+from mmapds._native.region import Mapping
+
 def first_extent(identity: bytes, capacity: int, stride: int) -> tuple[bytes, int]: ...
+
+@final
+class Window:
+    def __new__(cls, mapping: Mapping, start: int, size: int) -> Self: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @disjoint_base
 class Extents:
