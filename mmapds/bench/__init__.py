@@ -3,11 +3,17 @@
 measure      how a time is taken: short slices, all cases in turn, the best of many rounds
 machine      what it ran on, and whether anybody else was using it
 rows         what is compared, and the ratios that are promised
-cases        the calls of the Synchronizer and the mapping layer that are timed
-readers      two processes that read at the same time
+run          one run: places, effort, and the document that comes of it
+pairs        two processes that work at the same time
+peers        what several structures are compared with: a Redis server, one msync
 crate        the Rust crate mmap-sync, timed by a small program of its own
-peers        other ways to share a value: shared memory with a lock, LMDB, Redis
+prometheus   prometheus_client, timed by a process of its own
 report       tables, and Markdown for the documentation
 plot         an SVG chart
-sync         all of it, for `mmapds bench sync`
+
+sync         the Synchronizer and the mapping layer, for `mmapds bench sync`
+counters     Counters, for `mmapds bench counters`
+
+Each of these two has a module with the calls that are timed (`_cases`), and one with other ways to do the same
+(`_peers`).
 """

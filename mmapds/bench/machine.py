@@ -23,8 +23,6 @@ from mmapds.errors import UnsupportedFilesystem
 
 __all__ = ["Watch", "describe", "directories", "file_system", "versions"]
 
-_PACKAGES = ("mmapds", "xxhash", "msgpack", "lmdb", "redis")
-
 
 def describe() -> dict[str, Any]:
     """The machine: processor, cores, memory, whether it is a virtual one."""
@@ -40,11 +38,11 @@ def describe() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Python, and the packages that take part; those that are not installed are left out."""
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Python, these packages, and the Redis server; those that are not installed are left out."""
     python = f"{platform.python_version()} ({sys.implementation.name})"
     found = {"python": python, "libc": " ".join(platform.libc_ver())}
-    for name in _PACKAGES:
+    for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     server = shutil.which("redis-server")

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Case", "Clock", "Cost", "Figures", "noise", "only", "pinned", "ratio", "statement", "take"]
+__all__ = ["Case", "Clock", "Cost", "Figures", "noise", "only", "pinned", "statement", "take"]
 
 Clock = Callable[[int], float]
 """Runs something so many times, and returns how many seconds that took."""
@@ -107,20 +107,15 @@ def pinned() -> Iterator[int | None]:
         os.sched_setaffinity(0, allowed)
 
 
-def ratio(measured: Cost, reference: Cost) -> float:
-    """The quotient of the best slices."""
-    return measured.best / reference.best
-
-
 def noise(*costs: Cost) -> float:
     """How much slower the median was than the best, 0.0 in perfect quiet; the worst of several."""
     return max(cost.median / cost.best - 1 for cost in costs)
 
 
-def only(name: str, function: Callable[[], float]) -> Case:
-    """A case whose function says itself how many seconds the part that counts has taken."""
+def only(name: str, function: Callable[[], float], *, each: int = 1) -> Case:
+    """A case whose function says itself how many seconds the part that counts has taken: `each` operations."""
 
     def clock(count: int) -> float:
         return sum(function() for _ in range(count))
 
-    return Case(name, clock, looped=False)
+    return Case(name, clock, each, looped=False)

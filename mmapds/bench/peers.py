@@ -1,142 +1,48 @@
-"""Other ways to hand a small value to another process, on the same machine in the same run.
+"""What several structures are compared with: a Redis server, and a flush of the disk.
 
-They promise other things than a Synchronizer does: LMDB is a whole store of keys with transactions, Redis a server that
-other machines reach; the shared memory with a lock is what people write by hand, and a process killed inside its lock
-stops all others for ever. The figures say what a reader pays, not which is better.
-
-Each is left out, and says why, where it is not installed: ``pip install mmapds[bench]``, and a ``redis-server``.
+A peer is left out, and says why, where it is not installed: ``pip install mmapds[bench]``, and a ``redis-server``.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import socket
-import struct
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, TypeAlias
 
-import msgpack
+from mmapds import Region
+from mmapds.bench.measure import Case, only
 
-from mmapds.bench.measure import Case, Cost, Figures, statement
-from mmapds.bench.rows import SMALL, VALUE, Result, beside, missing
+__all__ = ["Maker", "found", "one_msync", "redis"]
 
-__all__ = ["cases", "results"]
+Maker: TypeAlias = Callable[[ExitStack, str], list[Case] | str]
+"""Makes the cases of a peer, with files in a directory; or says why it cannot."""
 
 _PATIENCE = 10.0  # seconds for a server to start
+_PAGE = 4096  # where the bytes lie that are flushed, as behind the header of a structure
 
 
-@dataclass(frozen=True, slots=True)
-class _Peer:
-    """A case of a peer, and the case of ours that does the same."""
-
-    name: str
-    what: str
-    ours: str
-    beside: str
-
-
-_COPY = "with s.read() as r: bytes(r.data)"
-_DECODE = "with s.read() as r: r.value"
-_READ = "r = s.read(); r.release()"
-
-_PEERS = (
-    _Peer("crate.version_ns", "mmap-sync crate (Rust): version", "s.version", "version"),
-    _Peer("crate.read_checked_ns", "mmap-sync crate (Rust): read, check_bytes = true", _READ, "read_release"),
-    _Peer("crate.read_unchecked_ns", "mmap-sync crate (Rust): read, check_bytes = false", _READ, "read_release"),
-    _Peer("crate.write_raw_36_ns", "mmap-sync crate (Rust): write_raw, 36 bytes", "s.write_bytes(36 B)", "write_36"),
-    _Peer("crate.write_raw_1mib_ns", "mmap-sync crate (Rust): write_raw, 1 MiB", "s.write_bytes(1 MiB)", "write_1mib"),
-    _Peer("shm.read", "shared_memory, lock, msgpack: read", _DECODE, "read_value"),
-    _Peer("shm.load", "shared_memory, lock, msgpack: read", "s.load(), unchanged", "load"),
-    _Peer("shm.write", "shared_memory, lock, msgpack: write", "s.write(value)", "write_value"),
-    _Peer("lmdb.get", "LMDB: get in a read transaction of its own", _COPY, "read_copy"),
-    _Peer("lmdb.get_within", "LMDB: get within one read transaction", _COPY, "read_copy"),
-    _Peer("redis.get", "Redis: GET on loopback", _COPY, "read_copy"),
-)
-
-
-def cases(stack: ExitStack, directory: str) -> tuple[list[Case], dict[str, str]]:
-    """The cases of those that are here, and why the others are not."""
-    found: list[Case] = []
+def found(stack: ExitStack, directory: str, makers: Mapping[str, Maker]) -> tuple[list[Case], dict[str, str]]:
+    """The cases of those that are here, and why the others are not, by name."""
+    cases: list[Case] = []
     reasons: dict[str, str] = {}
-    for name, make in (("shm", _shared_memory), ("lmdb", _lmdb), ("redis", _redis)):
+    for name, make in makers.items():
         made = make(stack, directory)
         if isinstance(made, str):
             reasons[name] = made
         else:
-            found += made
-    return found, reasons
+            cases += made
+    return cases, reasons
 
 
-def results(figures: Figures, reasons: Mapping[str, str]) -> list[Result]:
-    """Every peer beside ours, in order."""
-    figures = dict(figures)
-    if "shm.read" in figures:
-        figures["shm.load"] = figures["shm.read"]  # it has no cheaper way to see that nothing has changed
-    found = []
-    for peer in _PEERS:
-        cost: Cost | None = figures.get(peer.name)
-        ours: Cost | None = figures.get(peer.beside)
-        if cost and ours:
-            found.append(beside(peer.name, peer.what, cost, peer.ours, ours))
-        else:
-            reason = reasons.get(peer.name.partition(".")[0]) or reasons[peer.beside]
-            found.append(missing(peer.name, peer.what, peer.ours, reason))
-    return found
-
-
-def _shared_memory(stack: ExitStack, directory: str) -> list[Case] | str:  # noqa: ARG001 - as the others
+def redis(stack: ExitStack, directory: str) -> Any:
+    """A client of a server of our own, on a free port of the loopback interface; or, a str, why there is none."""
     try:
-        lock = multiprocessing.Lock()
-        memory = SharedMemory(create=True, size=4096)
-    except OSError as error:
-        return f"no shared memory here: {error}"
-    stack.callback(memory.unlink)
-    stack.callback(memory.close)
-    length = struct.Struct("<Q")
-    buffer: Any = memory.buf
-    stack.callback(buffer.release)
-    names = {
-        "lock": lock,
-        "buffer": buffer,
-        "length": length.unpack_from,
-        "put_length": length.pack_into,
-        "unpack": msgpack.unpackb,
-        "pack": msgpack.packb,
-        "value": VALUE,
-    }
-    read = "with lock:\n    unpack(buffer[8:8 + length(buffer)[0]])"
-    write = "data = pack(value)\nwith lock:\n    put_length(buffer, 0, len(data))\n    buffer[8:8 + len(data)] = data"
-    timed = [statement("shm.write", write, names), statement("shm.read", read, names)]
-    timed[0].clock(1)  # there is something to be read
-    return timed
-
-
-def _lmdb(stack: ExitStack, directory: str) -> list[Case] | str:
-    try:
-        import lmdb
-    except ImportError as error:
-        return f"lmdb cannot be imported: {error}"
-    env = lmdb.open(f"{directory}/lmdb", map_size=1 << 20, sync=False)
-    stack.callback(env.close)
-    with env.begin(write=True) as txn:
-        txn.put(b"key", bytes(SMALL))
-    within = stack.enter_context(env.begin())
-    return [
-        statement("lmdb.get", "with env.begin() as txn:\n    txn.get(key)", {"env": env, "key": b"key"}),
-        statement("lmdb.get_within", "txn.get(key)", {"txn": within, "key": b"key"}),
-    ]
-
-
-def _redis(stack: ExitStack, directory: str) -> list[Case] | str:
-    """A server of our own on a free port of the loopback interface."""
-    try:
-        import redis
+        from redis import ConnectionError as NotYet
+        from redis import Redis
     except ImportError as error:
         return f"redis, the client, cannot be imported: {error}"
     program = shutil.which("redis-server")
@@ -154,17 +60,29 @@ def _redis(stack: ExitStack, directory: str) -> list[Case] | str:
     )
     stack.callback(server.wait)
     stack.callback(server.terminate)
-    client = redis.Redis(host="127.0.0.1", port=port)
+    client = Redis(host="127.0.0.1", port=port)
     stack.callback(client.close)
     until = time.monotonic() + _PATIENCE
     while True:
         try:
-            client.set("key", bytes(SMALL))
-            break
-        except redis.ConnectionError:
+            client.ping()
+            return client
+        except NotYet:
             if server.poll() is not None:
                 return f"redis-server ended with status {server.returncode}"
             if time.monotonic() > until:
                 return f"redis-server did not answer within {_PATIENCE:g} seconds"
             time.sleep(0.05)
-    return [statement("redis.get", "client.get(key)", {"client": client, "key": b"key"}, repeat=1)]
+
+
+def one_msync(stack: ExitStack, path: str, name: str, data: bytes) -> Case:
+    """Changes as many bytes of a file, and times the flush alone that writes them to the disk."""
+    region = stack.enter_context(Region.open(path, _PAGE + len(data)))
+
+    def flush() -> float:
+        region.pwrite(data, _PAGE)
+        start = time.perf_counter()
+        region.flush(_PAGE, len(data))
+        return time.perf_counter() - start
+
+    return only(name, flush)

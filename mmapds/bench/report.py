@@ -1,8 +1,8 @@
 """A run as tables: for a terminal, and as Markdown for the documentation.
 
-``python -m mmapds.bench.report RUN.json PAGE.md`` puts the Markdown into a page, between two marks, and the chart
-beside the run. docs/benchmarks.md is kept that way, and a test compares the two, so that no figure there is typed by
-hand.
+``python -m mmapds.bench.report PAGE.md RUN.json...`` puts the Markdown of each run into a page, between two marks that
+stand there for it, in this order, and the chart beside the run. docs/benchmarks.md is kept that way, and a test
+compares the two, so that no figure there is typed by hand.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(_markdown(table) for table in tables(results))
 
 
-def renew(page: str, results: dict[str, Any]) -> str:
-    """The page with the tables of this run between its marks; ValueError if it has none."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN.strip()!r} and {END.strip()!r} to put the tables between")
-    return f"{head}{begin}\n{markdown(results)}\n{end}{tail}"
+def renew(page: str, *runs: dict[str, Any]) -> str:
+    """The page with the tables of each run between its marks; ValueError if it has not as many places for them."""
+    head, *places = page.split(BEGIN)
+    if len(places) != len(runs) or any(place.count(END) != 1 for place in places):
+        raise ValueError(
+            f"the page does not have {len(runs)} times {BEGIN.strip()!r} and {END.strip()!r} to put the tables between"
+        )
+    parts = [head]
+    for place, results in zip(places, runs, strict=True):
+        parts.append(f"{BEGIN}\n{markdown(results)}\n{END}{place.partition(END)[2]}")
+    return "".join(parts)
 
 
 def nanoseconds(value: float) -> str:
@@ -114,12 +118,13 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _main(run: str, page: str) -> None:
+def _main(page: str, *paths: str) -> None:
     from mmapds.bench.plot import svg
 
-    results = json.loads(Path(run).read_text(encoding="utf-8"))
-    Path(page).write_text(renew(Path(page).read_text(encoding="utf-8"), results), encoding="utf-8")
-    Path(run).with_suffix(".svg").write_text(svg(results), encoding="utf-8")
+    runs = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    Path(page).write_text(renew(Path(page).read_text(encoding="utf-8"), *runs), encoding="utf-8")
+    for path, results in zip(paths, runs, strict=True):
+        Path(path).with_suffix(".svg").write_text(svg(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What is compared with what, and the ratios that are promised.
 
-A promise is a ratio of two times from the same run, never a time: it holds on slow machines too.
+A promise is a ratio of two times from the same run, never a time: it holds on slow machines too. Beside the promises
+stand peers, other ways to do the same, of which nothing is promised.
 """
 
 from __future__ import annotations
@@ -9,13 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmapds.bench.measure import Cost, Figures, noise, ratio
+from mmapds.bench.measure import Cost, Figures, noise
 
-__all__ = ["MIB", "ROWS", "SMALL", "VALUE", "Result", "Row", "beside", "missing", "results"]
-
-SMALL = 36  # bytes: the archive of the value below, as the Rust crate makes it
-MIB = 1 << 20
-VALUE = {"version": 7, "messages": ["Hello", "World", "!"]}
+__all__ = ["COUNTERS", "SYNC", "Peer", "Result", "Row", "peers", "promises"]
 
 Result = dict[str, Any]
 """One line of a table, as it goes into the JSON document."""
@@ -23,8 +20,9 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One promise: `measured`, divided by `reference`, is at most (or `at least`) `limit`. The two name cases.
+    """One promise: `measured`, divided by `reference`, is at most (or `at_least`) `limit`. The two name cases.
 
+    `at_least`: the ratio is one of rates, so upside down: how many times as long the reference takes.
     `typical`: it compares medians. Calls compare their best slices, because all that can happen to them is disturbance;
     a disk, and two processors at once, have good and bad moments of their own, and the best may be a stroke of luck.
     """
@@ -44,7 +42,7 @@ class Row:
         return f"{'>=' if self.at_least else '<='} {self.limit:g}"
 
     def result(self, measured: Cost, reference: Cost) -> Result:
-        """The row as measured. Where the ratio must be *at least* something it is one of rates: upside down."""
+        """The row as measured."""
         ns, reference_ns = (cost.median if self.typical else cost.best for cost in (measured, reference))
         found = reference_ns / ns if self.at_least else ns / reference_ns
         return {
@@ -68,9 +66,62 @@ class Row:
         return {**head, "target": self.target, "statistic": statistic}
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A case of a peer, and the one of ours that does the same. `measured`: that case, if it has another name."""
+
+    name: str
+    what: str
+    ours: str
+    beside: str
+    measured: str = ""
+    typical: bool = False
+
+    @property
+    def case(self) -> str:
+        return self.measured or self.name
+
+    def result(self, peer: Cost, ours: Cost) -> Result:
+        """The peer's figure beside ours."""
+        ns, ours_ns = (cost.median if self.typical else cost.best for cost in (peer, ours))
+        return {
+            **self._head(),
+            "ns": ns,
+            "ours_ns": ours_ns,
+            "ratio": ns / ours_ns,
+            "noise": noise(peer, ours),
+            "skipped": None,
+        }
+
+    def skipped(self, reason: str) -> Result:
+        """A peer that is not here."""
+        return {**self._head(), **dict.fromkeys(("ns", "ours_ns", "ratio", "noise")), "skipped": reason}
+
+    def _head(self) -> Result:
+        return {"name": self.name, "what": self.what, "ours": self.ours}
+
+
+def promises(table: Sequence[Row], figures: Figures, reasons: Mapping[str, str]) -> list[Result]:
+    """Every row, in order. A case that was not timed is one of `reasons`."""
+    return [_line(row, row.measured, row.reference, figures, reasons) for row in table]
+
+
+def peers(table: Sequence[Peer], figures: Figures, reasons: Mapping[str, str]) -> list[Result]:
+    """Every peer beside ours, in order; likewise."""
+    return [_line(peer, peer.case, peer.beside, figures, reasons) for peer in table]
+
+
+def _line(line: Row | Peer, one: str, other: str, figures: Figures, reasons: Mapping[str, str]) -> Result:
+    for case in (one, other):
+        if case not in figures:
+            # Many cases of one program are skipped by its name: "crate" for "crate.version_ns".
+            return line.skipped(reasons[case] if case in reasons else reasons[case.partition(".")[0]])
+    return line.result(figures[one], figures[other])
+
+
 _U = "an empty method call (U)"
 
-ROWS: Sequence[Row] = (
+SYNC: Sequence[Row] = (
     Row("version", "s.version", _U, "version", "U", 2),
     Row("read_release", "r = s.read(); r.release()", _U, "read_release", "U", 5),
     Row("with_read", "with s.read(): pass", "with on an empty context manager", "with_read", "with_empty", 1.5),
@@ -86,33 +137,14 @@ ROWS: Sequence[Row] = (
     Row("fetch_add", "AtomicInt64.fetch_add(1)", _U, "fetch_add", "U", 2.2),
 )
 
-
-def results(figures: Figures, reasons: Mapping[str, str]) -> list[Result]:
-    """Every row, in order. A case that was not timed is one of `reasons`."""
-    found = []
-    for row in ROWS:
-        try:
-            found.append(row.result(figures[row.measured], figures[row.reference]))
-        except KeyError as missing_case:
-            found.append(row.skipped(reasons[missing_case.args[0]]))
-    return found
-
-
-def beside(name: str, what: str, peer: Cost, ours: str, cost: Cost) -> Result:
-    """A peer's figure beside the one of ours that does the same."""
-    return {
-        "name": name,
-        "what": what,
-        "ns": peer.best,
-        "ours": ours,
-        "ours_ns": cost.best,
-        "ratio": ratio(peer, cost),
-        "noise": noise(peer, cost),
-        "skipped": None,
-    }
-
-
-def missing(name: str, what: str, ours: str, reason: str) -> Result:
-    """A peer that is not here."""
-    nothing = dict.fromkeys(("ns", "ours_ns", "ratio", "noise"))
-    return {"name": name, "what": what, "ours": ours, **nothing, "skipped": reason}
+COUNTERS: Sequence[Row] = (
+    Row("bound", "hits.fetch_add(), a bound counter", _U, "bound", "U", 2.2),
+    Row("index", "c.fetch_add(7)", _U, "index", "U", 2.6),
+    Row("name", 'c.fetch_add("hits")', _U, "name", "U", 6),
+    Row("value", "hits.fetch_add()", "multiprocessing.Value and its lock", "bound", "value", 15, True),
+    Row("prometheus", "hits.fetch_add()", "prometheus_client's multiprocess inc()", "bound", "prometheus", 25, True),
+    Row(
+        "adders", "two adders, one file, padded", "two adders, two files", "adders_one", "adders_two", 0.95, True, True
+    ),
+    Row("snapshot", "c.snapshot(), 10,000 names", "dict(zip(names, ints))", "snapshot", "dict_of_ints", 1.5),
+)

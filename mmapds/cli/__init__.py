@@ -5,9 +5,9 @@ Promise
     corrupt).  2: the command line cannot be acted on, or the path it names cannot be opened.
     An error is one line on standard error and never a traceback, unless it is a bug.  Results go
     to standard output, progress to standard error; ``--json`` makes every result one JSON
-    document.  Ended by Ctrl-C: 130.  Ended because nobody reads the output any more
-    (``mmapds inspect f | head``): silence and 141, as the shell counts a SIGPIPE, so that a
-    broken pipe is never mistaken for a corrupt file.
+    document (``counters watch``: one on each line).  Ended by Ctrl-C: 130.  Ended because nobody
+    reads the output any more (``mmapds inspect f | head``): silence and 141, as the shell counts a
+    SIGPIPE, so that a broken pipe is never mistaken for a corrupt file.
 
 How it is put together
     Each command is a module here with ``register(commands, common)``, which adds its parser and
@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
-from mmapds.cli import bench, demo, inspect, verify
+from mmapds.cli import bench, counters, demo, inspect, verify
 from mmapds.cli.output import Output, printable
 from mmapds.errors import MmapdsError
 
@@ -40,7 +40,13 @@ INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE
 
 Register = Callable[["argparse._SubParsersAction[Any]", argparse.ArgumentParser], None]
 
-COMMANDS: tuple[Register, ...] = (demo.register, inspect.register, verify.register, bench.register)
+COMMANDS: tuple[Register, ...] = (
+    demo.register,
+    inspect.register,
+    verify.register,
+    counters.register,
+    bench.register,
+)
 """Every command, in the order in which ``--help`` lists them."""
 
 _NOT_OPENED = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)

@@ -1,7 +1,7 @@
 """``mmapds bench STRUCTURE``: time a structure, as ratios within one run.
 
 ``--json FILE`` keeps the run, ``--svg FILE`` draws it; the tables of the documentation are made
-from such a file.  The measuring is in `mmapds.bench`, one module per structure, each with
+from such files.  The measuring is in `mmapds.bench`, one module per structure, each with
 ``run(quick, progress)``, which returns everything measured as plain data, ``tables(results)`` and
 ``svg(results)``.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 from pathlib import Path
 from typing import Any, TextIO
 
 from mmapds.cli.output import Output, document
 
-__all__ = ["register", "run_sync"]
+__all__ = ["register", "run"]
 
 
 def register(
@@ -25,12 +26,18 @@ def register(
     """Add the command to `commands`."""
     parser = commands.add_parser("bench", help="time a structure, as ratios within one run")
     structures = parser.add_subparsers(title="structures", metavar="STRUCTURE", required=True)
-    sync = structures.add_parser(
-        "sync",
-        help="the Synchronizer and the mapping layer",
-        description="Time the Synchronizer and the mapping layer, beside the peers installed here.",
+    sync = _structure(structures, "sync", "the Synchronizer and the mapping layer")
+    sync.add_argument("--crate", metavar="PROGRAM", help="the Rust program of tests/interop/rust, built elsewhere")
+    sync.set_defaults(options=lambda args: {"program": args.crate})
+    _structure(structures, "counters", "the Counters")
+
+
+def _structure(structures: argparse._SubParsersAction[Any], name: str, what: str) -> argparse.ArgumentParser:
+    """Add the parser of one structure, with what all of them take."""
+    parser: argparse.ArgumentParser = structures.add_parser(
+        name, help=what, description=f"Time {what}, beside the peers installed here."
     )
-    sync.add_argument(
+    parser.add_argument(
         "--json",
         nargs="?",
         const=True,
@@ -38,28 +45,27 @@ def register(
         metavar="FILE",
         help="write the run as JSON to FILE; without FILE, to standard output",
     )
-    sync.add_argument("--svg", metavar="FILE", help="write a plot of the run to FILE")
-    sync.add_argument("--crate", metavar="PROGRAM", help="the Rust program of tests/interop/rust, built elsewhere")
-    sync.add_argument("--quick", action="store_true", help="a rough run of a few seconds")
-    sync.set_defaults(run=run_sync)
+    parser.add_argument("--svg", metavar="FILE", help="write a plot of the run to FILE")
+    parser.add_argument("--quick", action="store_true", help="a rough run of a few seconds")
+    parser.set_defaults(run=run, structure=name, options=lambda _: {})
+    return parser
 
 
-def run_sync(args: argparse.Namespace, out: Output) -> int:
+def run(args: argparse.Namespace, out: Output) -> int:
     """Run the benchmark, write what was asked for; return 0.
 
     The files are opened first: a long run must not end in a path that cannot be written.
     """
-    from mmapds.bench import sync
-
+    bench = importlib.import_module(f"mmapds.bench.{args.structure}")
     with contextlib.ExitStack() as stack:
         json_file = _writable(stack, args.json if isinstance(args.json, str) else None)
         svg_file = _writable(stack, args.svg)
-        results = sync.run(quick=args.quick, progress=out.progress, program=args.crate)
+        results = bench.run(quick=args.quick, progress=out.progress, **args.options(args))
         if json_file is not None:
             json_file.write(document(results))
         if svg_file is not None:
-            svg_file.write(sync.svg(results))
-    out.emit(results, *sync.tables(results))
+            svg_file.write(bench.svg(results))
+    out.emit(results, *bench.tables(results))
     return 0
 
 

@@ -1,6 +1,6 @@
-"""``mmapds demo``: publish a real table, read it in other processes, kill two of them, and count.
+"""``mmapds demo``: publish a real table to other processes, count in others, kill three of them, and compare.
 
-Exit status 0: nothing torn, taken over, files sound.  1: not so, or a process died by itself.
+Exit status 0: nothing torn, nothing lost, all went on, files sound.  1: not so, or a process died by itself.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
     parser = commands.add_parser(
         "demo",
         parents=[common],
-        help="publish the Unicode table to several processes, kill two of them, and count",
+        help="publish a table to several processes, count in several, kill three of them, and compare",
         description="A writer publishes the Unicode character table in successive versions while other processes read "
-        "it. A reader and then the writer are killed with SIGKILL, and another writer takes over.",
-        epilog="Exit status: 0 nothing torn and all went on, 1 not so.",
+        "it. A reader and then the writer are killed with SIGKILL, and another writer takes over. Then processes count "
+        "the letters of the names in the table together, and one of them is killed.",
+        epilog="Exit status: 0 nothing torn, nothing lost and all went on, 1 not so.",
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=10.0, metavar="N", help="how long to read (default %(default)g)"
+        "--seconds", type=_seconds, default=10.0, metavar="N", help="how long to read and count (default %(default)g)"
     )
     parser.add_argument(
-        "--readers", type=_readers, default=3, metavar="N", help="reader processes, at least 2 (default %(default)d)"
+        "--readers",
+        type=_readers,
+        default=3,
+        metavar="N",
+        help="processes that read, and then as many that count, at least 2 (default %(default)d)",
     )
     parser.add_argument(
         "--directory", metavar="DIR", help="where to put the files, in a directory that is removed (default /dev/shm)"
@@ -39,7 +44,7 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Run the demo and print what came of it; return 0 if it is as it should be."""
-    from mmapds.demo.run import DemoError
+    from mmapds.demo.cast import DemoError
     from mmapds.demo.run import run as play
 
     try:
@@ -47,15 +52,23 @@ def run(args: argparse.Namespace, out: Output) -> int:
     except DemoError as error:
         out.progress(f"mmapds: {error}")
         return 1
-    fine = results["torn_reads"] == 0 and results["versions_seen_after_takeover"] > 0 and results["sound"]
-    parts: list[Table | str] = [_table(results)]
-    parts += results["faults"]
-    parts += [f"{f.severity}: {f.where}: {f.what}" for f in results["findings"] if f.severity == "error"]
+    counted = results["counters"]
+    fine = (
+        results["torn_reads"] == 0
+        and results["versions_seen_after_takeover"] > 0
+        and counted["lost"] == 0
+        and counted["untold"] <= counted["killed"]
+        and results["sound"]
+        and counted["sound"]
+    )
+    parts: list[Table | str] = [_published(results), _counted(counted), *results["faults"]]
+    findings = [*results["findings"], *counted["findings"]]
+    parts += [f"{f.severity}: {f.where}: {f.what}" for f in findings if f.severity == "error"]
     out.emit({"fine": fine, **results}, *parts)
     return 0 if fine else 1
 
 
-def _table(results: dict[str, Any]) -> Table:
+def _published(results: dict[str, Any]) -> Table:
     middle = "in the middle of a write" if results["writer_killed_in_the_middle_of_a_write"] else "between two writes"
     return Table(
         ("", "result", ""),
@@ -74,9 +87,35 @@ def _table(results: dict[str, Any]) -> Table:
             ("time to take over", f"{results['takeover_seconds'] * 1000:.1f} ms", f"writer killed {middle}"),
             ("rows", f"{results['rows']:,}", f"Unicode {results['unicode']}"),
             ("bytes per version", f"{results['bytes_per_version']:,}", "msgpack"),
-            ("files afterwards", "sound" if results["sound"] else "corrupt", "as mmapds verify says"),
+            ("files afterwards", _soundness(results), "as mmapds verify says"),
         ],
+        "Synchronizer",
     )
+
+
+def _counted(counted: dict[str, Any]) -> Table:
+    letters = sum(counted["letters"].values())
+    often = sorted(counted["letters"], key=counted["letters"].__getitem__, reverse=True)[:3]
+    return Table(
+        ("", "result", ""),
+        [
+            (
+                "letters per second",
+                f"{letters / counted['seconds']:,.0f}",
+                f"{counted['processes']} processes; each says each letter on a pipe when it is counted",
+            ),
+            ("letters counted", f"{letters:,}", f"most often {', '.join(often)}; names: {counted['names']:,}"),
+            ("letters they said", f"{counted['said']:,}", "one process killed while it counted"),
+            ("said, not counted", f"{counted['lost']:,}", "must be 0"),
+            ("counted, not said", f"{counted['untold']:,}", "at most 1, of the one that was killed"),
+            ("file afterwards", _soundness(counted), "as mmapds verify says"),
+        ],
+        "Counters",
+    )
+
+
+def _soundness(results: dict[str, Any]) -> str:
+    return "sound" if results["sound"] else "corrupt"
 
 
 def _seconds(text: str) -> float:

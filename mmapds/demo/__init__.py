@@ -1,4 +1,4 @@
-"""``mmapds demo``: one writer, several readers, a real table, and two deaths, in processes that share nothing else.
+"""``mmapds demo``: real work, and three deaths, in processes that share nothing but files.
 
 What happens
     A writer publishes the Unicode character table of `unicodedata`, about 145,000 rows, in successive versions. Readers
@@ -6,12 +6,17 @@ What happens
     writer is stopped in the middle of a write, left so for a moment, in which the readers go on, and killed too;
     another writer, which has been waiting for the place, takes over. At the end the files are verified.
 
+    Then as many processes count the letters of the names in that table, together. One is killed while it counts. At the
+    end the counters are compared with what the processes said they had counted.
+
 Who is who
     `table` is what is published, and what "torn" means: every check that a reader makes is there. `worker` is the
-    program that each process runs. `run` is the director, which starts, kills and counts.
+    program that each process runs. `cast` is how the director sees the processes; `publish` and `count` are its two
+    parts, and `run` puts them together.
 
 Rejected
     Forks of one process: they would share the interpreter's memory, so that a mistake could stay unseen. A synthetic
     value: nobody's data has its shape. Killing the writer at random: it spends a hundredth of its time in a write, and
-    the demo should show a death in the middle of one each time.
+    the demo should show a death in the middle of one each time. Both parts at the same time: each would slow the other
+    down, and the figures would say how much.
 """

@@ -1,10 +1,11 @@
-"""One process of the demo: ``python -m mmapds.demo.worker reader|writer PREFIX NUMBER``.
+"""One process of the demo: ``python -m mmapds.demo.worker reader|writer|counter PREFIX NUMBER``.
 
 It obeys words on its standard input and answers with events, one JSON object a line, on its standard output. When its
 input ends, it ends: a director that was killed leaves nobody behind.
 
 Reader: ``go`` starts the counting, ``hold`` makes it hold a version for good, ``stop`` ends it with what it has seen.
 Writer: publishes an edition every fifth of a second. If another writer has the place, it tries again every millisecond.
+Counter: from ``go`` to ``stop`` it counts letters. It says no events but single bytes, each as soon as it is true.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ import select
 import signal
 import sys
 import time
+from string import ascii_uppercase
 
-from mmapds import CorruptionError, MappingLost, Synchronizer, WriterBusy
+from mmapds import CorruptionError, Counters, MappingLost, Synchronizer, WriterBusy
 from mmapds.demo.table import FIRST, LAST, STAMP, Row, character_table, edition, fault
 
 _PACE = 0.2  # seconds between two versions
 _RETRY = 0.001
 _BATCH = 2000  # reads between two looks for a word
+
+READY, TAKEN, DONE = b"<", b"#", b">"  # what a counter says, beside the letters: "#" is a block of names
+BLOCK = 100  # names
 
 
 def say(event: str, **details: object) -> None:
@@ -148,6 +153,30 @@ def write(prefix: str, writer: int) -> None:
         say("done", editions=number - 1)
 
 
+def count(path: str) -> None:
+    """Counts the letters of the names in the table, and says each when it is counted.
+
+    It takes the names in blocks, each of which goes to one process only.
+    """
+    names = [name for _, name, *_ in character_table() if name]
+    words = Words()
+    with Counters(path) as c:
+        letters = {letter: (c.counter(letter).fetch_add, letter.encode()) for letter in ascii_uppercase}
+        os.write(1, READY)
+        while words.next(60.0) != "go":
+            pass
+        while words.next() != "stop":
+            block = c.reserve("names", BLOCK)
+            os.write(1, TAKEN)
+            for number in block:
+                for letter in names[number % len(names)]:
+                    if letter in letters:
+                        add, said = letters[letter]
+                        add()
+                        os.write(1, said)
+    os.write(1, DONE)
+
+
 def main() -> None:
     """Runs the worker that the command line asks for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the director decides
@@ -156,6 +185,8 @@ def main() -> None:
     try:
         if role == "writer":
             write(prefix, int(number))
+        elif role == "counter":
+            count(prefix)
         else:
             reader = Reader(prefix)
             with reader.sync:

@@ -26,7 +26,7 @@ import os
 import re
 
 from mmapds import files
-from mmapds.inspection import _crate, _sync, _sync_check
+from mmapds.inspection import _counters, _counters_check, _crate, _sync, _sync_check
 from mmapds.inspection._base import Finding, Report, described_header, first_page, opened
 from mmapds.region import StrPath
 
@@ -46,6 +46,8 @@ def describe(path: StrPath) -> dict[str, object]:
     protocol, prefix, part = _place(path)
     if protocol == "mmap-sync":
         return _crate.describe_state(path) if part == "state" else _crate.describe_data(path, prefix, int(part[-1]))
+    if protocol == "emmap":
+        return _counters.describe_emmap(path)
     with opened(path) as fd:
         header = files.parse_header(first_page(fd), path)
         common = described_header(fd, path, header)
@@ -53,6 +55,8 @@ def describe(path: StrPath) -> dict[str, object]:
             return common | _sync.described_control(fd, path, header)
         if header.kind == "syncdata":
             return common | _sync.described_data(fd, prefix, header)
+        if header.kind == "counters":
+            return common | _counters.described(fd, header)
         return common
 
 
@@ -66,6 +70,10 @@ def verify(path: StrPath) -> list[Finding]:
     protocol, prefix, _ = _place(path)
     if protocol == "mmap-sync":
         return _crate.verify(prefix)
+    if protocol == "emmap":
+        return _counters_check.verify_emmap(path)
+    if protocol == "counters":
+        return _counters_check.verify(path)
     if prefix:
         return _sync_check.verify(prefix)
     with opened(path) as fd:
@@ -94,14 +102,22 @@ def _resolve(path: str) -> str:
 def _place(path: str) -> tuple[str, str, str]:
     """(protocol, prefix, part) of a file; the prefix is empty if the name is not one that a structure gives."""
     with opened(path) as fd:
-        ours = os.pread(fd, len(files.MAGIC), 0) == files.MAGIC
+        head = os.pread(fd, 24, 0)
         size = os.fstat(fd).st_size
+    ours = head.startswith(files.MAGIC)
     match = _NAME.fullmatch(path)
-    if match is None:
-        return "mmapds", "", ""
-    prefix, part = match[1], match[2]
+    prefix, part = match.groups() if match else ("", "")
     if part == "state":
-        return ("mmapds", "", "") if ours or size not in (0, _crate.STATE_SIZE) else ("mmap-sync", prefix, part)
-    if part != "sync" and not ours and not os.path.lexists(prefix + "_sync"):
-        return ("mmap-sync", prefix, part) if os.path.lexists(prefix + "_state") else ("mmapds", "", "")
-    return "mmapds", prefix, part
+        if not ours and size in (0, _crate.STATE_SIZE):
+            return "mmap-sync", prefix, part
+        prefix = ""
+    elif part not in ("", "sync") and not ours and not os.path.lexists(prefix + "_sync"):
+        if os.path.lexists(prefix + "_state"):
+            return "mmap-sync", prefix, part
+        prefix = ""
+    if part in ("", "sync", "state") or not os.path.lexists(prefix + "_sync"):  # it is not one of a set
+        if head.startswith(_counters.EMMAP_MAGIC):
+            return "emmap", "", ""
+        if ours and head[16:] == b"counters":
+            return "counters", "", ""
+    return "mmapds", prefix, part if prefix else ""

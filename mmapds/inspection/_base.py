@@ -6,8 +6,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -78,6 +78,11 @@ class Report:
         """Drops the passing findings: the version has changed."""
         self._passing.clear()
 
+    def doubt(self) -> None:
+        """Everything is passing: what was looked at is not what is there now."""
+        self._passing = self._lasting + self._passing
+        self._lasting = []
+
     def findings(self) -> list[Finding]:
         """All of them, the worst first."""
         return sorted(self._lasting + self._passing, key=lambda finding: SEVERITIES.index(finding.severity))
@@ -112,13 +117,13 @@ def hash_range(fd: int, offset: int, size: int) -> int | None:
     return hasher.intdigest()
 
 
-def check_zero(report: Report, where: str, data: bytes, ranges: tuple[tuple[int, int], ...]) -> None:
-    """Reports reserved bytes that are not zero: this release never writes them."""
+def check_zero(report: Report, where: str, data: bytes, ranges: Iterable[tuple[int, int]], offset: int = 0) -> None:
+    """Reports reserved bytes that are not zero: this release never writes them. `offset`: of the data in the file."""
     for start, end in ranges:
         part = data[start:end]
         if any(part):
             first = start + len(part) - len(part.lstrip(b"\0"))
-            report.warning(where, f"byte {first} is 0x{data[first]:02x}: it is reserved and must be 0")
+            report.warning(where, f"byte {offset + first} is 0x{data[first]:02x}: it is reserved and must be 0")
 
 
 def check_header(report: Report, where: str, page: bytes, header: files.Header) -> None:
@@ -133,19 +138,26 @@ def check_header(report: Report, where: str, page: bytes, header: files.Header) 
     check_zero(report, where, page, _ZERO_IN_DATA if header.kind == "syncdata" else _ZERO)
 
 
-def check_temporaries(report: Report, prefix: str) -> None:
-    """Reports files with a temporary name: a death left them, or somebody is creating one this moment."""
-    pattern = re.compile(r"\." + re.escape(os.path.basename(prefix)) + r"_.*\.[0-9a-f]{8}\.tmp", re.DOTALL)
-    with os.scandir(os.path.dirname(prefix) or ".") as entries:
+def check_temporaries(report: Report, prefix: str, parts: str = "_.*") -> None:
+    """Reports files with a temporary name: a death left them, or somebody is creating one this moment. `parts` is what
+    may follow the prefix, as a regular expression. Nothing is said of a directory that may not be listed."""
+    pattern = re.compile(r"\." + re.escape(os.path.basename(prefix)) + parts + r"\.[0-9a-f]{8}\.tmp", re.DOTALL)
+    with suppress(PermissionError), os.scandir(os.path.dirname(prefix) or ".") as entries:
         for entry in entries:
             if pattern.fullmatch(entry.name):
                 report.note(entry.name, "was left by a process that died while it created a file; it can be removed")
 
 
-def until_still(examine: Callable[[], tuple[Report, bool]]) -> list[Finding]:
+_NEVER_STILL = "a writer published all the while, faster than the value could be read: it was not checked"
+
+
+def until_still(
+    examine: Callable[[], tuple[Report, bool]], where: str = "value", never: str = _NEVER_STILL
+) -> list[Finding]:
     """Repeats a look until what it found means something; `examine` returns what it found and whether it was disturbed.
 
-    After a number of attempts, with pauses from 0.5 ms to 0.1 s, what depends on the version is not reported.
+    After a number of attempts, with pauses from 0.5 ms to 0.1 s, what depends on the version is not reported, but in a
+    note that says `never`.
     """
     for attempt in range(ATTEMPTS):
         report, disturbed = examine()
@@ -156,7 +168,7 @@ def until_still(examine: Callable[[], tuple[Report, bool]]) -> list[Finding]:
         if not doubtful:
             return report.findings()
         time.sleep(0.0005 * 1.2**attempt)
-    report.note("value", "a writer published all the while, faster than the value could be read: it was not checked")
+    report.note(where, never)
     return report.findings()
 
 
@@ -183,7 +195,11 @@ def described_neighbour(path: str) -> dict[str, object]:
 
 def described_header(fd: int, path: str, header: files.Header) -> dict[str, object]:
     """The header in words, as far as it means the same in every kind of file."""
-    what = {"sync": "control file of a Synchronizer", "syncdata": "data file of a Synchronizer"}
+    what = {
+        "sync": "control file of a Synchronizer",
+        "syncdata": "data file of a Synchronizer",
+        "counters": "counters, by name or by index",
+    }
     status = os.fstat(fd)
     codec, _, schema = header.schema.text.partition("\n")
     return {

@@ -7,11 +7,23 @@ from __future__ import annotations
 
 import array
 import mmap
+from collections.abc import ItemsView, MutableMapping, ValuesView
 from pathlib import Path
 from typing import Any, assert_type
 
 import mmapds
-from mmapds import AtomicInt64, Lock, ReadResult, Region, Synchronizer, WriteResult, codecs
+from mmapds import (
+    AtomicInt64,
+    Counter,
+    Counters,
+    FloatCounter,
+    Lock,
+    ReadResult,
+    Region,
+    Synchronizer,
+    WriteResult,
+    codecs,
+)
 
 
 def opening(path: Path) -> None:
@@ -121,3 +133,116 @@ def regions(path: Path) -> None:
         region.pwrite("text", 0)  # error: arg-type
         region.atomic("8")  # error: arg-type
     assert_type(Region.anonymous(4096), Region)
+
+
+def opening_counters(path: Path) -> None:
+    assert_type(Counters("path"), Counters[int])
+    assert_type(Counters(path, 64, mode="readonly", dtype="i64", padded=True, populate=True), Counters[int])
+    assert_type(Counters(path, dtype="f64", durability="power"), Counters[float])
+    assert_type(Counters(path, layout="emmap", mode="private"), Counters[int])
+    with Counters(path) as same:
+        assert_type(same, Counters[int])
+    Counters(b"path")  # error: call-overload
+    Counters(path, 64, "shared")  # error: call-overload
+    Counters(path, capacity="64")  # error: call-overload
+    Counters(path, mode="copy")  # error: call-overload
+    Counters(path, dtype="i32")  # error: call-overload
+    Counters(path, layout="erlang")  # error: call-overload
+
+
+def counting(c: Counters) -> None:
+    assert_type(c, Counters[int])
+    assert_type(c.fetch_add("x"), int)
+    assert_type(c.fetch_add(3, 5), int)
+    assert_type(c.fetch_sub("x", n=5), int)
+    assert_type(c.fetch_or("x", 1) | c.fetch_and("x", 1) | c.fetch_xor("x", 1), int)
+    assert_type(c.add("x", n=2, checked=True), int)
+    assert_type(c.exchange("x", 3), int)
+    assert_type(c.compare_exchange("x", 3, 4), tuple[bool, int])
+    assert_type(c.reset("x"), int)
+    assert_type(c.reserve("x", 1000), range)
+    assert_type(c.counter("x"), Counter)
+    assert_type(c.view(), memoryview[int])
+    assert_type(c.capacity, int)
+    assert_type(c.path, str)
+    assert_type(c.padded, bool)
+    assert_type(c.closed, bool)
+    c.remove("x")
+    c.flush()
+    c.flush(wait=False)
+    c.flush(False)
+    c.check()
+    c.close()
+    c.fetch_add("x", 0.5)  # error: arg-type
+    c.fetch_add(None)  # error: arg-type
+    c.fetch_add(b"x")  # error: arg-type
+    c.add("x", check=True)  # error: call-arg
+    c.counter(key="x")  # error: call-arg|call-overload
+    c.remove(3)  # error: arg-type
+    c.capacity = 5  # error: misc
+
+
+def counters_as_a_mapping(c: Counters) -> None:
+    mapping: MutableMapping[str, int] = c
+    assert_type(mapping["x"], int)
+    assert_type(c["x"], int)
+    assert_type(c[3], int)
+    c["x"] = 3
+    c[3] += 1
+    del c["x"]
+    assert_type("x" in c, bool)
+    assert_type(len(c), int)
+    assert_type(list(c), list[str])
+    assert_type(c.get("x"), int | None)
+    assert_type(c.get("x", 0), int)
+    assert_type(c.pop("x"), int)
+    assert_type(c.pop("x", None), int | None)
+    assert_type(c.pop("x", "text"), int | str)
+    assert_type(c.popitem(), tuple[str, int])
+    assert_type(c.setdefault("x"), int)
+    assert_type(c.setdefault("x", 3), int)
+    assert_type(c.snapshot(), dict[str, int])
+    assert_type(c.items(), ItemsView[str, int])
+    assert_type(c.values(), ValuesView[int])
+    c.update({"x": 1})
+    c.update(x=1)
+    c["x"] = "text"  # error: assignment
+    c["x"] = 0.5  # error: assignment
+    c.pop(3)  # error: call-overload
+    del c[3]  # error: arg-type
+
+
+def counting_floats(f: Counters[float]) -> None:
+    assert_type(f.add("x", 0.5), float)
+    assert_type(f.fetch_add("x", 1), float)
+    assert_type(f["x"], float)
+    assert_type(f.compare_exchange("x", 0.5, 1), tuple[bool, float])
+    assert_type(f.counter("x"), FloatCounter)
+    assert_type(f.snapshot(), dict[str, float])
+    f["x"] += 0.5
+    f.fetch_or("x", 1)  # error: misc
+    f.reserve("x", 1)  # error: misc
+
+
+def bound(c: Counter, f: FloatCounter) -> None:
+    word: AtomicInt64 = c
+    assert_type(word.load(), int)
+    assert_type(c.name, str | None)
+    assert_type(c.index, int)
+    assert_type(c.fetch_add(), int)
+    assert_type(c.fetch_add(n=2), int)
+    assert_type(c.add(2, checked=True), int)
+    assert_type(c.reset(), int)
+    assert_type(c.reserve(10), range)
+    assert_type(c.compare_exchange(1, 2), tuple[bool, int])
+    assert_type(f.add(0.5, checked=True), float)
+    assert_type(f.fetch_sub(n=1), float)
+    assert_type(f.compare_exchange(0.5, 1), tuple[bool, float])
+    assert_type(f.load(), float)
+    f.store(1)
+    c.fetch_add(0.5)  # error: arg-type
+    c.add("1")  # error: arg-type
+    c.name = "other"  # error: misc
+    c.reserve()  # error: call-arg
+    f.reserve(1)  # error: attr-defined
+    f.fetch_or(1)  # error: attr-defined

@@ -16,8 +16,10 @@ from typing import Any
 import msgpack
 import pytest
 
-from mmapds import cli
+from mmapds import Counters, cli
+from mmapds.demo import count
 from mmapds.demo import run as director
+from mmapds.demo.cast import DemoError
 from mmapds.demo.table import FIRST, LAST, STAMP, Row, character_table, edition, fault
 
 COMMAND = [sys.executable, "-W", "error", "-m", "mmapds", "demo"]
@@ -104,10 +106,19 @@ def test_from_end_to_end():
     assert found["bytes_per_version"] > 20 * found["rows"]
     assert found["readers"] == 3
     assert found["sound"] is True
+    counted = found["counters"]
+    assert counted["processes"] == 3
+    assert counted["lost"] == 0
+    assert counted["untold"] in (0, 1)
+    assert 0 <= sum(counted["letters"].values()) - counted["said"] <= 1
+    assert counted["said"] > 1000
+    assert counted["names"] % 100 == 0
+    assert counted["sound"] is True
     assert not os.path.exists(found["directory"])
     progress = done.stderr.splitlines()
     assert re.match(r"writer 2 waits for the place of: pid \d+ \(python", progress[1])
     assert any("killed while it held a version" in line for line in progress)
+    assert any("killed while it counted" in line for line in progress)
     assert "Traceback" not in done.stderr
 
 
@@ -120,19 +131,57 @@ def test_in_a_directory_for_people(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    names = [line.split("  ")[0] for line in done.stdout.splitlines()[2:]]
-    assert names == [
-        "reads per second",
-        "versions seen",
-        "torn reads",
-        "time to take over",
-        "rows",
-        "bytes per version",
-        "files afterwards",
+    tables = [[line.split("  ")[0] for line in part.splitlines()] for part in done.stdout.split("\n\n")]
+    assert [table[0] for table in tables] == ["Synchronizer", "Counters"]
+    assert [table[3:] for table in tables] == [
+        [
+            "reads per second",
+            "versions seen",
+            "torn reads",
+            "time to take over",
+            "rows",
+            "bytes per version",
+            "files afterwards",
+        ],
+        [
+            "letters per second",
+            "letters counted",
+            "letters they said",
+            "said, not counted",
+            "counted, not said",
+            "file afterwards",
+        ],
     ]
     assert re.search(r"^torn reads +0 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^said, not counted +0 ", done.stdout, re.MULTILINE)
     assert str(tmp_path) in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_what_was_said_is_counted(tmp_path, attempt):
+    said: list[str] = []
+    found = count.play(str(tmp_path / "letters"), 0.2, 3, said.append)
+    assert found["lost"] == 0
+    assert found["untold"] <= found["killed"] == 1
+    assert found["sound"], found["findings"]
+    assert 0 <= sum(found["letters"].values()) - found["said"] <= 1
+    # The language of the names: whoever counted something else would have another order.
+    assert found["letters"]["E"] > found["letters"]["Q"]
+    with Counters(tmp_path / "letters", mode="readonly") as c:
+        assert c.snapshot() == {**found["letters"], "names": found["names"]}
+
+
+def test_the_comparison_finds_what_is_lost_and_what_nobody_said():
+    held = {"A": 5, "B": 9, "C": 4, "names": 300}
+    assert count._compared(held, {"A": 6, "B": 7, "C": 4, "names": 200}) == {"said": 17, "lost": 1, "untold": 3}
+    assert count._compared(held, held) == {"said": 18, "lost": 0, "untold": 0}
+
+
+def test_a_counting_process_that_dies_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(DemoError, match=r"counter \d ended with status 1"):
+        count.play(str(tmp_path / "letters"), 0.2, 2, print)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -208,6 +257,18 @@ RESULTS: dict[str, Any] = {
     "writer_killed_in_the_middle_of_a_write": True,
     "sound": True,
     "findings": [],
+    "counters": {
+        "processes": 3,
+        "killed": 1,
+        "seconds": 2.0,
+        "letters": {"A": 300, "E": 700, "B": 1, "C": 0},
+        "names": 100,
+        "said": 1000,
+        "lost": 0,
+        "untold": 1,
+        "sound": True,
+        "findings": [],
+    },
 }
 
 
@@ -218,6 +279,9 @@ RESULTS: dict[str, Any] = {
         ({"torn_reads": 1, "faults": ["the rows do not match the checksum"]}, 1),
         ({"versions_seen_after_takeover": 0}, 1),
         ({"sound": False}, 1),
+        ({"counters": {**RESULTS["counters"], "lost": 1}}, 1),
+        ({"counters": {**RESULTS["counters"], "untold": 2}}, 1),
+        ({"counters": {**RESULTS["counters"], "sound": False}}, 1),
     ],
 )
 def test_the_exit_status_says_whether_all_is_well(change, status, monkeypatch, capsys):
@@ -227,6 +291,7 @@ def test_the_exit_status_says_whether_all_is_well(change, status, monkeypatch, c
     text = capsys.readouterr().out
     assert "1,234,568" in text
     assert "4.2 ms" in text
+    assert re.search(r"letters counted +1,001 +most often E, A, B; names: 100", text)
     assert all(fault in text for fault in change.get("faults", []))
     assert cli.main(["demo", "--json"]) == status
     assert json.loads(capsys.readouterr().out)["fine"] is (status == 0)

@@ -1,6 +1,7 @@
-"""The examples about regions run by themselves, and leave nothing behind."""
+"""The examples about regions and counters run by themselves, and leave nothing behind."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,47 @@ def test_own_container(tmp_path: Path, attempt: int) -> None:
     assert lines[0].endswith("the lock is held: True")
     assert lines[1] == "samples put: 6004, taken: 6004, repairs: 1"
     assert lines[2] == "sum of what was taken: 9013503.0, of what was put: 9013503.0"
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_request_counter(tmp_path: Path, attempt: int) -> None:
+    head, *counters, summary, verdict = run("request_counter.py", tmp_path).splitlines()
+    assert head.split("  ")[-1].strip() == "in vain"
+    table = {line[:12].strip(): tuple(map(int, line[12:].split())) for line in counters}
+    assert list(table) == ["requests", "status 200", "status 404", "bytes"]
+    for name, (counted, answered, in_vain) in table.items():
+        assert answered <= counted <= answered + in_vain, (name, table)
+    assert table["requests"][1] + table["requests"][2] == 8000
+    killed, twice = map(int, re.findall(r"\d+", summary))
+    assert table["requests"][2] <= killed
+    assert killed > 0
+    assert twice == 0
+    assert verdict == "nothing was lost, and nothing counted twice"
+
+
+COUNT = "number, *_ = [counters[name].fetch_add(n) for name, n in steps(status, body).items()]"
+SEND = "connection.sendall(HEAD % (status, number, len(body)) + body)"
+SLOWLY = "__import__('time').sleep(0.0005)"
+ADD = "counters[name].fetch_add(n)"
+WRONG = {
+    "answered, then counted": {
+        COUNT: "number = counters['requests'].fetch_add()",
+        SEND: f"{SEND}; {SLOWLY}; counters['bytes'].fetch_add(len(body))",
+    },
+    "counted twice": {ADD: f"{ADD} + 0 * {ADD}"},
+    "read, then written": {ADD: f"(v := counters[name].load(), {SLOWLY}, counters[name].store(v + n))[0]"},
+}
+
+
+@pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG)
+def test_request_counter_finds_a_server_that_counts_wrongly(tmp_path: Path, changes: dict[str, str]) -> None:
+    text = (EXAMPLES / "request_counter.py").read_text("utf-8")
+    for right, wrong in {**changes, "REQUESTS = 4, 2, 4000": "REQUESTS = 4, 2, 1000"}.items():
+        assert text.count(right) == 1
+        text = text.replace(right, wrong)
+    (tmp_path / "wrong.py").write_text(text, "utf-8")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "wrong.py"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 1, done
+    assert done.stdout.splitlines()[-1:] == ["THE COUNTERS ARE WRONG"], done

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import xxhash
 
 from mmapds import Region, Synchronizer
 from mmapds._native.unit import Unit
-from mmapds.bench.measure import Case, only, statement
-from mmapds.bench.rows import MIB, SMALL, VALUE
+from mmapds.bench.measure import Case, statement
+from mmapds.bench.peers import one_msync
 
-__all__ = ["LARGE", "calls", "crate_calls", "durable_writes", "writes"]
+__all__ = ["SMALL", "VALUE", "calls", "crate_calls", "durable_writes", "has_room", "published", "writes"]
 
+SMALL = 36  # bytes: the archive of the value below, as the Rust crate makes it
+VALUE = {"version": 7, "messages": ["Hello", "World", "!"]}
+MIB = 1 << 20
 LARGE = 64 * MIB
 _PAGE = 4096  # where the data of a Synchronizer begins: the references copy to the same place
 
@@ -81,22 +84,15 @@ def durable_writes(stack: ExitStack, disk: str, name: str) -> list[Case]:
     """A write that waits for the disk, and one msync of as many bytes that were just changed."""
     data = b"x" * {"36": SMALL, "1mib": MIB}[name]
     s = stack.enter_context(Synchronizer(f"{disk}/power_{name}", codec="raw", durability="power"))
-    region = stack.enter_context(Region.open(f"{disk}/msync_{name}", _PAGE + len(data)))
     return [
         statement(f"power_{name}", "s.write_bytes(data)", {"s": s, "data": data}, repeat=1),
-        only(f"msync_{name}", _Flush(region, data)),
+        one_msync(stack, f"{disk}/msync_{name}", f"msync_{name}", data),
     ]
 
 
-class _Flush:
-    """Changes a range of a region, and says how long its flush alone takes."""
-
-    def __init__(self, region: Region, data: bytes) -> None:
-        self._region = region
-        self._data = data
-
-    def __call__(self) -> float:
-        self._region.pwrite(self._data, _PAGE)
-        start = time.perf_counter()
-        self._region.flush(_PAGE, len(self._data))
-        return time.perf_counter() - start
+def published(stack: ExitStack, directory: str, names: Sequence[str]) -> list[str]:
+    """Prefixes of Synchronizers that hold a small value."""
+    prefixes = [f"{directory}/{name}" for name in names]
+    for prefix in prefixes:
+        stack.enter_context(Synchronizer(prefix, codec="raw")).write_bytes(bytes(SMALL))
+    return prefixes
