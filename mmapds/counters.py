@@ -139,7 +139,7 @@ class Counters(_Numbers[_V]):
         durability: Literal["process", "power"] | None = None,
         populate: bool = False,
     ) -> None:
-        if self._backing:
+        if self.path:  # None before
             raise RuntimeError("Counters are opened once: make another")
         check_mode(mode)
         if FLAGS["PAGE"] != kernel.PAGE:
@@ -334,8 +334,7 @@ class Counters(_Numbers[_V]):
     def close(self) -> None:
         """Ends this handle; idempotent. Bound counters and views stay valid."""
         self._forget()
-        if self._backing is not None:
-            self._backing.close()
+        self._release()
 
     def check(self) -> None:
         """Checks every invariant of the file, and changes nothing; `CorruptionError` says which one is broken."""

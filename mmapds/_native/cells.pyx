@@ -170,7 +170,8 @@ cdef class Cells(Extents):
             self.known.names = 0
             self.known.seen = self.known.control.changes - 1
         if not self.copied:
-            fd = self._file.descriptor()
+            file = self._backing        # its descriptor stays open as long as we have it
+            fd = file.descriptor()
         numbers, removed = {}, {}       # now: who makes a dict may run the collector, and so anything
         while True:                     # no Python code from here on, but in other threads while addresses are made
             self.opened()

@@ -282,10 +282,17 @@ static inline int counters_remove(counters_view *view, uint64_t number, uint64_t
         return COUNTERS_GONE;
     store_seq_cst_u64(&control->removing, mmapds_count(number + 1, control->header.identity));
     store_seq_cst_u64(&entry->state, MMAPDS_REMOVED);
-    fetch_add_seq_cst_u64(&control->changes, 1); /* pairs with the second load of those who add by name: before the
-    exchange */ *value = exchange_seq_cst_u64(counters_cell(view, number), 0);
+    /* Before the exchange; pairs with the second load of those who add by name. */
+    fetch_add_seq_cst_u64(&control->changes, 1);
+    status = counters_sync(view);
+    if (status == 0) {
+        *value = exchange_seq_cst_u64(counters_cell(view, number), 0);
+    } else {
+        store_seq_cst_u64(&entry->state, MMAPDS_LIVE);
+        fetch_add_seq_cst_u64(&control->changes, 1);
+    }
     store_seq_cst_u64(&control->removing, 0);
-    return counters_sync(view);
+    return status;
 }
 
 /* Blocks for the file up to `end`, zero from `start` on. Hears no signals, which may have handlers that count. */

@@ -300,8 +300,8 @@ cdef class CountersCore(Cells):
         cdef PyObject *number = NULL
         cdef Py_ssize_t at
         if not self.copied:
-            self.opened()
-            self._file.check_path()     # an exporter would show the old file's values for ever
+            file = self._backing        # its descriptor stays open as long as we have it
+            file.check_path()     # an exporter would show the old file's values for ever
         while True:
             result = {}                 # first: who makes a dict may run the collector, and so anything
             self.refresh()

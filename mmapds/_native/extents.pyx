@@ -93,7 +93,14 @@ cdef class Extents:
 
     @property
     def _backing(self):
+        """The file. Its descriptor is closed when the last thread that uses it lets go of it."""
+        if self._file is None:
+            raise Closed(f"{self.path}: these counters are closed")
         return self._file
+
+    def _release(self):
+        """After _forget: lets go of the file too."""
+        self._file = None
 
     def _map_emmap(self, int fd, Py_ssize_t count, bint writable):
         """The same of a file of emmap's."""

@@ -175,10 +175,10 @@ cdef class LockFile:
 
     def lock(self, int64_t start, int64_t length=1, *, bint shared=False):
         """The same, waiting with the GIL released; a signal handler runs while it waits and may raise."""
-        cdef int fd = self._checked()
         cdef int type = F_RDLCK if shared else F_WRLCK
-        cdef int failed
+        cdef int fd, failed
         while True:
+            fd = self._checked()        # in each round: a signal handler may have forked, and this be the child
             with nogil:
                 failed = kernel_lock(fd, type, start, length, 1)
             if failed == 0:
