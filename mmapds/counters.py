@@ -239,6 +239,8 @@ class Counters(_Numbers[_V]):
         file: files.OpenFile = self._backing
         file.check_path()
         try:
+            if file.locks is None or not file.locks.usable:  # the child of a fork is alive too
+                file.live_locks().lock(kernel.LOCK_SLOT, shared=True)
             return files.open_locks(file.descriptor(), self.path, file.identity)
         except PermissionError as error:
             error.add_note(

@@ -16,10 +16,10 @@
    `power`: the sync of the first name in it covers it.
 
    Removal. (1) `removing` names the entry. (2) The state becomes REMOVED, and `changes` is raised. (3) `power`: sync; if it
-   fails, LIVE again, `changes` again. (4) The cell's value is taken: exchanged for 0. (5) `removing` is 0. Dead after (1):
-   nothing happened, the next one clears `removing`. After half of (2), or all: the next one raises `changes` (again) and
-   does (3), (4) and (5), so that the name, when it returns, begins with 0. After (4): the same, and what was added in
-   between goes with the rest. Power lost: after (2) the state on the disk may be REMOVED, and the cell what it was: a name
+   fails, LIVE again, `changes` again. (4) The cell's value is taken: exchanged for 0. (5) `removing` is 0. Whoever has
+   the lock next after a death raises `changes` (again), if `removing` is not 0; if the state is REMOVED, he does (3), (4)
+   and (5), so that the name, when it returns, begins with 0 (what was added since the first (4) goes with the rest); if
+   it is LIVE, nothing happened, and he does (5). Power lost: after (2) the state on the disk may be REMOVED, and the cell what it was: a name
    that returns then begins with that. `power`: a LIVE name on the disk was never emptied, because of (3), so what was
    reserved from it does not come again.
 
@@ -148,13 +148,21 @@ static inline int64_t counters_names(const counters_view *view)
 
 /* ---- changing, locked ---------------------------------------------------------------------------------------- */
 
-/* 0, or -errno, and then nobody trusts a sync until counters_heal. */
+/* 0, or -errno, and then nobody trusts a sync until a flush has written everything anew. The kernel tells each open file
+   of a failure once: whoever shares ours, a thread or the child of a fork, may have heard of it. So the word counts. */
 static inline int counters_sync(const counters_view *view)
 {
-    int failed = view->fd >= 0 && fdatasync(view->fd) != 0 ? -errno : 0;
-    if (failed)
-        fetch_add_seq_cst_u64(&view->control->header.failed, 1);
-    return failed;
+    uint64_t *word = &view->control->header.failed;
+    if (view->fd < 0)
+        return 0;
+    if (load_seq_cst_u64(word))
+        return -EIO;
+    if (fdatasync(view->fd) != 0) {
+        int failed = -errno;
+        fetch_add_seq_cst_u64(word, 1);
+        return failed;
+    }
+    return load_seq_cst_u64(word) ? -EIO : 0;
 }
 
 /* Steps (2) and (3) of a return, as far as they are not done. */
@@ -191,16 +199,15 @@ static inline int counters_enter(counters_view *view, int64_t *names)
         removing > *names || returning > *names)
         return COUNTERS_DAMAGED;
     if (removing) {
-        int removed = load_seq_cst_u64(&counters_entry(view, removing - 1)->state) == MMAPDS_REMOVED;
-        if (removed) {
-            fetch_add_seq_cst_u64(&control->changes, 1); /* perhaps the predecessor did not come to it */
+        fetch_add_seq_cst_u64(&control->changes, 1); /* perhaps the predecessor did not come to it */
+        if (load_seq_cst_u64(&counters_entry(view, removing - 1)->state) == MMAPDS_REMOVED) {
             int failed = counters_sync(view);
             if (failed)
                 return failed;
             exchange_seq_cst_u64(counters_cell(view, removing - 1), 0);
         }
         store_seq_cst_u64(&control->removing, 0);
-        return removed ? COUNTERS_STALE : COUNTERS_DONE;
+        return COUNTERS_STALE;
     }
     if (returning) {
         counters_make_live(view, returning - 1);

@@ -196,8 +196,8 @@ cdef class CountersCore(Cells):
         if not self.writable:
             self.refuse()
         result = self.counter(key).reserve(count)
-        if self.mapping is not None:
-            leave(self, key)
+        if self.mapping is not None and isinstance(key, str):
+            left(self, key)             # others may have looked at the names meanwhile: whatever we know of them is new
         return result
 
     def counter(self, key):
