@@ -52,6 +52,26 @@ def test_no_example_hides_from_the_test_above(path: Path) -> None:
     assert not {"py", "pycon", "python3", "py3", "{doctest}"}.intersection(fences)
 
 
+def test_the_table_of_faults_names_its_tests() -> None:
+    """Under each number stand exactly the tests that begin with it (with the first, if there are several)."""
+    tests = ROOT / "tests"
+    rows: dict[int, dict[str, list[str]]] = {}
+    for path in sorted(tests.rglob("test_*.py")):
+        for found in re.finditer(r"^def (test_r(\d\d)_\w+)", path.read_text("utf-8"), re.MULTILINE):
+            rows.setdefault(int(found[2]), {}).setdefault(str(path.relative_to(tests)), []).append(f"`{found[1]}`")
+    lines = []
+    for number, files in sorted(rows.items()):
+        lines.append(f"- **{number}**")
+        lines += [f"  - {file}: {', '.join(names)}" for file, names in files.items()]
+    page = (ROOT / "docs" / "guarantees.md").read_text("utf-8")
+    listed = page.partition("### Their tests\n")[2].splitlines()
+    assert [line for line in listed if line.lstrip().startswith("- ")] == lines, "\n".join(
+        ["these lines belong under 'Their tests' in docs/guarantees.md:", *lines]
+    )
+    described = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    assert described == set(rows)
+
+
 @pytest.mark.parametrize("module", ["mmapds", *MODULES])
 def test_docstrings(module: str) -> None:
     runner = doctest.DocTestRunner(optionflags=FLAGS)

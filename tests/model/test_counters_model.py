@@ -67,6 +67,12 @@ class World:
         self.cells.setdefault(name, 0)
         self.live.add(name)
 
+    def setdefault(self, name: str, value: Any) -> Any:
+        if name not in self.live:
+            self.make(name)
+            self.cells[name] = self.cells[name] or value  # what bound counters have added after a removal stays
+        return self.cells[name]
+
 
 @dataclass(eq=False)
 class Handle:
@@ -201,12 +207,7 @@ class CountersModel(RuleBasedStateMachine):
     def setdefault(self, which: int, name: str, n: Any) -> None:
         n = self.value(n)
         handle = self.pick(which)
-        result = handle.real.setdefault(name, n)
-        if name not in handle.world.live:
-            handle.world.make(name)
-            if handle.world.get(name) == 0:  # else it has what bound counters added after its removal
-                handle.world.set(name, n)
-        assert result == handle.world.get(name)
+        assert handle.real.setdefault(name, n) == handle.world.setdefault(name, n)
 
     @rule(which=which, name=names, how=st.sampled_from(["remove", "del", "pop", "pop with a default"]))
     def remove(self, which: int, name: str, how: str) -> None:
@@ -246,10 +247,7 @@ class CountersModel(RuleBasedStateMachine):
             return
         for i in range(first, first + count):
             name = f"made in bulk {i}"
-            assert handle.real.setdefault(name, i) == handle.world.names().get(name, i)
-            if name not in handle.world.live:
-                handle.world.make(name)
-                handle.world.set(name, i)
+            assert handle.real.setdefault(name, i) == handle.world.setdefault(name, i)
 
     # ---- bound counters, which outlive everything -------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ def written(count: int, cells: list[int]) -> bytes:
 
 
 @pytest.fixture
-def path(tmp_path: Path, descriptors: None) -> str:
+def path(tmp_path: Path) -> str:
     return str(tmp_path / "emmap.counters")
 
 

@@ -18,7 +18,7 @@ PAGE = 4096
 
 
 @pytest.fixture
-def path(tmp_path: Path, descriptors: None) -> str:
+def path(tmp_path: Path) -> str:
     return str(tmp_path / "counters")
 
 
@@ -266,6 +266,27 @@ def test_a_file_that_was_cut_is_refused(path: str, size: int) -> None:
         with pytest.raises(CorruptionError, match=path):
             Counters(path, mode=mode)  # type: ignore[arg-type]
     assert Path(path).read_bytes() == content
+
+
+@pytest.mark.parametrize("mode", ["shared", "readonly", "private"])
+def test_an_opening_that_fails_leaves_nothing_open(tmp_path: Path, descriptors: None, mode: Any) -> None:
+    Counters(tmp_path / "ours").close()
+    Counters(tmp_path / "theirs", layout="emmap").close()
+    (tmp_path / "text").write_bytes(b"hello\n" * 2000)
+    failing: list[dict[str, Any]] = [
+        {"path": "ours", "dtype": "f64"},
+        {"path": "ours", "capacity": 3},
+        {"path": "ours", "layout": "emmap"},
+        {"path": "theirs"},
+        {"path": "theirs", "layout": "emmap", "capacity": 3},
+        {"path": "text"},
+        {"path": "text", "layout": "emmap"},
+        {"path": "missing/file"},
+        {"path": "."},
+    ]
+    for options in failing:
+        with pytest.raises((OSError, ValueError)):
+            Counters(tmp_path / options.pop("path"), mode=mode, **options)
 
 
 # ---- the end -------------------------------------------------------------------------------------------------------

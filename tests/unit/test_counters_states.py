@@ -75,7 +75,7 @@ def test_damage_is_found_by_check_and_by_who_opens_the_file(path: str, what: str
     with Counters(path) as c:
         byte = counterfiles.peek(path, at, 1)[0]
         counterfiles.poke(path, at, bytes([byte ^ 4]))
-        with pytest.raises(ValueError, match=path) as caught:
+        with pytest.raises(ValueError, match="counters") as caught:
             c.check()
         message = str(caught.value)
         for mode in ("shared", "readonly", "private"):
@@ -107,48 +107,41 @@ def test_a_file_that_was_cut_spoils_this_handle_and_no_other(c: Counters, path: 
 # ---- the end of a handle -------------------------------------------------------------------------------------------
 
 
+def use(c: Counters, number: int, errors: list[Exception]) -> None:
+    """Until something is raised."""
+    i = 0
+    try:
+        while True:
+            c.fetch_add("x")
+            c.fetch_add(3)
+            if number == 0:
+                c.fetch_add(f"n{i % 100}")
+                c.pop(f"n{(i - 3) % 100}", None)
+            elif number == 1:
+                c.snapshot()
+            elif number == 2:
+                c.view()
+            i += 1
+    except Exception as error:  # noqa: BLE001  looked at by the test
+        errors.append(error)
+
+
 def test_threads_that_use_a_handle_while_it_is_closed_are_told(path: str) -> None:
     for turn in range(10):
-        c = Counters(path)
-        bound = c.counter("bound")
-        started = threading.Barrier(5)
-        results: list[BaseException | None] = []
-
-        def work(
-            number: int, c: Counters = c, started: Any = started, results: Any = results, turn: int = turn
-        ) -> None:
-            started.wait()
-            i = 0
-            try:
-                while True:
-                    c.fetch_add("x")
-                    c.fetch_add(3)
-                    if number == 0:
-                        c.fetch_add(f"n{turn}-{i}")
-                        c.pop(f"n{turn}-{i - 3}", None)
-                    elif number == 1:
-                        c.snapshot()
-                    elif number == 2:
-                        c.view()
-                    i += 1
-            except BaseException as error:  # noqa: BLE001  looked at below
-                results.append(error)
-
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-        for thread in threads:
-            thread.start()
-        started.wait()
-        bound.fetch_add()
-        while c["x"] < 50 * (turn + 1):
-            pass
-        c.close()
+        errors: list[Exception] = []
+        with Counters(path) as c:
+            bound, before = c.counter("bound"), c.get("x", 0)
+            threads = [threading.Thread(target=use, args=(c, i, errors)) for i in range(4)]
+            for thread in threads:
+                thread.start()
+            while c.get("x", 0) < before + 50 and not errors:
+                bound.fetch_add()
         for thread in threads:
             thread.join()
-        assert [type(error) for error in results] == [Closed] * 4, results
+        assert [type(error) for error in errors] == [Closed] * 4, (turn, errors)
     counterfiles.check(path)
     with Counters(path, mode="readonly") as r:
-        assert r["bound"] == 10
-        assert r["x"] - r[3] in range(-1, 10 * 4 + 1), "close() stopped each thread once in each turn"
+        assert 0 <= r["x"] - r[3] <= 40, "close() stopped each thread once in each turn, between two additions or not"
 
 
 def test_a_handle_can_be_referred_to_weakly_and_is_collected_in_a_cycle(path: str) -> None:
