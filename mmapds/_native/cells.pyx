@@ -25,7 +25,7 @@ from mmapds._native.extents cimport (
     EMMAP_CELLS, COUNTERS_CONTROL, COUNTERS_DONE, COUNTERS_FOUND, COUNTERS_FULL, COUNTERS_GONE, COUNTERS_LEAST, COUNTERS_STALE,
     MMAPDS_EXTENTS, MMAPDS_LIVE, MMAPDS_NAME, MMAPDS_PAGE, MMAPDS_SENTINEL, RESERVE, Extents, counters_allocate,
     counters_cell, counters_create, counters_current, counters_enter, counters_entry, counters_extend,
-    counters_give_up, counters_intact, counters_names, counters_recover, counters_remove, counters_view,
+    counters_give_up, counters_intact, counters_names, counters_recover, counters_recovered, counters_remove, counters_view,
     mmapds_entry, mmapds_extent, plan,
 )
 from mmapds._native.kernel cimport LockFile, epoch, kernel_size, raise_errno
@@ -408,14 +408,15 @@ cdef class Cells(Extents):
         cdef mmapds_entry *entry
         found = {}
         self.check_durable()
-        counters_recover(&self.known)
-        for at in range(counters_names(&self.known)):
+        cdef int64_t names = counters_recover(&self.known)
+        for at in range(names):
             entry = counters_entry(&self.known, at)
             if entry.length:
                 name = (<char *>entry.name)[:entry.length]
                 if name in found:       # the entry that was written over it did not reach the disk
                     counters_give_up(&self.known, found[name])
                 found[name] = at
+        counters_recovered(&self.known, names)
         mapping.check()
 
     cdef int check_durable(self) except -1:

@@ -99,8 +99,8 @@ cdef object readonly(Mapping mapping):
 
 cdef object unsynced(Mapping mapping, why):
     return DurabilityFailed(
-        f"{mapping.path}: the disk did not take what was written ({why}); numbers that were being reserved are skipped. "
-        "Check the disk, then call flush(), which writes everything anew.",
+        f"{mapping.path}: the disk did not take what was written ({why}), so this is not promised to survive "
+        "power loss. Check the disk, then call flush(), which writes everything anew, and try again.",
         path=mapping.path,
     )
 

@@ -349,11 +349,11 @@ static inline void counters_extend(mmapds_counters *control, unsigned number, ui
 
 /* ---- recovery, locked, and nobody is alive in the file (or it is a private copy) -------------------------------- */
 
-/* `view` holds the extents that the file has whole. Comes to the same result when it is repeated. */
-static inline void counters_recover(counters_view *view)
+/* `view` holds the extents that the file has whole. Returns how many entries count, for counters_recovered. Comes to the
+   same result when it is repeated after a death at any step: what is given up is counted afterwards. */
+static inline int64_t counters_recover(counters_view *view)
 {
     mmapds_counters *control = view->control;
-    const uint8_t *identity = control->header.identity;
     int64_t names = counters_names(view), found = 0;
     for (unsigned i = view->extents; i < MMAPDS_EXTENTS; i++) /* the disk had the record and not the size */
         memset(&control->extents[i], 0, sizeof(control->extents[i]));
@@ -370,9 +370,15 @@ static inline void counters_recover(counters_view *view)
     for (int64_t at = 0; at < names; at++)
         if (!counters_intact(view, counters_entry(view, at), at))
             counters_give_up(view, at);
+    return names;
+}
+
+static inline void counters_recovered(counters_view *view, int64_t names)
+{
+    mmapds_counters *control = view->control;
     control->header.failed = 0;
     control->changes++;
-    store_release_u64(&control->names, mmapds_count(names, identity));
+    store_release_u64(&control->names, mmapds_count(names, control->header.identity));
 }
 
 /* ---- by name, with the names as they were when the caller read them -------------------------------------------- */

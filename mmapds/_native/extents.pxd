@@ -50,7 +50,8 @@ cdef extern from "counters.h" nogil:
     int counters_allocate(int fd, int64_t start, int64_t end)
     void counters_extend(mmapds_counters *control, unsigned number, uint64_t cells_size, uint64_t names_size)
     void counters_give_up(counters_view *view, uint64_t number)
-    void counters_recover(counters_view *view)
+    int64_t counters_recover(counters_view *view)
+    void counters_recovered(counters_view *view, int64_t names)
     int counters_sync(const counters_view *view)
 
 
