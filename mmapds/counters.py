@@ -305,6 +305,13 @@ class Counters(_Numbers[_V]):
             return default
         raise KeyError(name)
 
+    def clear(self) -> None:
+        """Removes all names that there are now."""
+        if self.layout == "emmap":
+            raise TypeError("layout='emmap' has no names to remove")
+        for name in self:
+            self._pop(name)
+
     def popitem(self) -> tuple[str, _V]:
         """Removes the name that was made last; KeyError if there is none. Atomic."""
         if self.layout == "emmap":

@@ -141,7 +141,7 @@ cdef class Cells(Extents):
             source.check()
             tries += 1
             if (counters_current(&self.known) and not self.known.control.removing | self.known.control.returning
-                    or tries == 100):
+                    or tries == 10):
                 break                   # else a name was removed meanwhile, and there may be a 0 that never was
         self.copied = True
         self.enter(&view, mapping, True)
@@ -347,6 +347,10 @@ cdef class Cells(Extents):
                     status = counters_remove(&view, number, value)
                 self.release(&view, lock)
             if status == COUNTERS_DONE:
+                # `changes` is one more than it was, by us: unless others are at work no name must be read again.
+                if self.known.seen == view.seen and name in self.numbers:
+                    self.removed[name] = self.numbers.pop(name)
+                    self.known.seen += 1
                 return True
             if status != COUNTERS_STALE and status != COUNTERS_GONE:
                 self.fail(mapping, status)

@@ -137,9 +137,10 @@ cdef class Extents:
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, self.path, reserve=True)
                 break
             except OSError:
-                if view.cells_room <= 1 << 20:
+                if view.cells_room <= 1 << 20 and view.names_room <= 1 << 20:
                     raise
-                view.cells_room = view.names_room = max(1 << 20, view.cells_room >> 4)
+                view.cells_room = max(1 << 20, view.cells_room >> 1)
+                view.names_room = max(1 << 20, view.names_room >> 1)
         view.control = <mmapds_counters *>mapping.base
         view.cells = mapping.base + COUNTERS_CONTROL
         view.lost = &mapping.lost

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import victims
 
-QUIET = 4000  # instructions without a store after which it goes from call to call again
+# Instructions without a store after which it goes from call to call again: behind a lock, and where the job asked.
+BEHIND_A_LOCK, WHERE_ASKED = 1500, 8000
 
 _TRACEME, _SINGLESTEP, _SETOPTIONS, _SYSCALL, _SYSCALL_INFO = 0, 9, 0x4200, 24, 0x420E
 _PEEKTEXT, _GETREGS = 1, 12  # x86-64
@@ -94,11 +95,13 @@ class Point(NamedTuple):
     arguments: tuple[int, ...] = ()
 
 
-def _points(pid: int, file: _File, quiet: int, every_call: bool = False) -> Iterator[Point]:
+def _points(
+    pid: int, file: _File, *, every_call: bool = False, at_locks: bool = True, where_asked: bool = True
+) -> Iterator[Point]:
     """Lets the victim run from point to point. Ends with the victim. `every_call`: also those between stores."""
     info = _SyscallInfo()
-    begins = False  # to step when the call in hand has returned
-    left = 0  # instructions to step
+    quiet = 0  # instructions to step when the call in hand has returned, and after each store
+    left = 0  # instructions to step now
     request = _SYSCALL
     while True:
         if left and every_call and (call := _call_ahead(pid)):
@@ -117,12 +120,13 @@ def _points(pid: int, file: _File, quiet: int, every_call: bool = False) -> Iter
             _ptrace(_SYSCALL_INFO, pid, ctypes.sizeof(info), ctypes.addressof(info))
             if info.op == _ENTRY:
                 locks = info.number == _FCNTL and info.arguments[1] in (_OFD_SETLK, _OFD_SETLKW)
-                begins = locks or info.number == _GETPPID
+                asked = info.number == _GETPPID and where_asked
+                quiet = WHERE_ASKED if asked else BEHIND_A_LOCK if locks and at_locks else 0
                 if info.number != _GETPPID:
                     yield Point(f"call {info.number}", tuple(info.arguments))
             else:
                 file.changed()
-                left = quiet if begins else 0
+                left = quiet
         request = _SINGLESTEP if left else _SYSCALL
 
 
@@ -153,19 +157,20 @@ def _start(prepare: Callable[[], object], job: Callable[[object], object]) -> in
 
 
 def killed_at(
-    count: int, prepare: Callable[[], object], job: Callable[[object], object], path: str, quiet: int = QUIET
+    count: int, prepare: Callable[[], object], job: Callable[[object], object], path: str, kind: str = "any"
 ) -> tuple[int, list[str]]:
     """Runs ``job(prepare())`` in a process that is killed at that point (from 0) of `job`; its exit status, 0 if it got
-    through, and the points that it has come to."""
+    through, and the points that it has come to. `kind`: "call", "store" (where the job asks for it), or "any"."""
     pid = _start(prepare, job)
     if pid is None:
         return 1, ["failed before it began"]
     seen: list[str] = []
     with contextlib.closing(_File(path)) as file:
-        for point in _points(pid, file, quiet):
+        for point in _points(pid, file, at_locks=kind == "any", where_asked=kind != "call"):
             if point.what.startswith("end"):
                 return int(point.what.split()[1]), seen
-            seen.append(point.what)
+            if kind == "any" or kind in point.what:
+                seen.append(point.what)
             if len(seen) > count:
                 os.kill(pid, signal.SIGKILL)
                 break
@@ -175,9 +180,7 @@ def killed_at(
             return os.waitstatus_to_exitcode(status), seen
 
 
-def trace(
-    prepare: Callable[[], object], job: Callable[[object], object], path: str, quiet: int = QUIET
-) -> list[tuple[int, int, bytes]]:
+def trace(prepare: Callable[[], object], job: Callable[[object], object], path: str) -> list[tuple[int, int, bytes]]:
     """Runs ``job(prepare())`` to its end: (start, end, content) for each store and each sync of the file. A sync makes
     the bytes from `start` to `end` durable; for a store both are 0."""
     pid = _start(prepare, job)
@@ -185,7 +188,7 @@ def trace(
     found = []
     with contextlib.closing(_File(path)) as file:
         found.append((0, file.size, bytes(file.before)))
-        for point in _points(pid, file, quiet, every_call=True):
+        for point in _points(pid, file, every_call=True):
             file.changed()
             if bytes(file.before) != found[-1][2]:
                 found.append((0, 0, bytes(file.before)))
