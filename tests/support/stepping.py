@@ -24,6 +24,7 @@ import victims
 BEHIND_A_LOCK, WHERE_ASKED = 1500, 8000
 
 _TRACEME, _SINGLESTEP, _SETOPTIONS, _SYSCALL, _SYSCALL_INFO = 0, 9, 0x4200, 24, 0x420E
+_CONT = 7
 _PEEKTEXT, _GETREGS = 1, 12  # x86-64
 _MSYNC, _FSYNC, _FDATASYNC = 26, 74, 75
 _SYSGOOD, _EXITKILL = 1, 1 << 20
@@ -201,6 +202,68 @@ def trace(prepare: Callable[[], object], job: Callable[[object], object], path: 
             elif point.what.startswith("end"):
                 assert point.what == "end 0", point.what
     return found
+
+
+def within(prepare: Callable[[], object], job: Callable[[object], object], module: str) -> list[int]:
+    """Which instructions of ``job(prepare())``, counted from where the job asks for it, lie in a module of ours."""
+    pid = _start(prepare, job)
+    assert pid is not None, "it failed before it began"
+    low, high = _code(pid, module)
+    found = []
+    for number in _instructions(pid):
+        _ptrace(_GETREGS, pid, 0, ctypes.addressof(_registers))
+        if low <= _registers[16] < high:
+            found.append(number)
+        if number - (found[-1] if found else 0) > WHERE_ASKED:
+            os.kill(pid, signal.SIGKILL)
+            while os.WIFSTOPPED(os.waitpid(pid, 0)[1]):
+                pass
+            break
+    return found
+
+
+def held_at(
+    number: int, prepare: Callable[[], object], job: Callable[[object], object], action: Callable[[], object]
+) -> int:
+    """Runs ``job(prepare())``, holds it before that instruction, runs `action` here, and lets it go on; its exit status."""
+    pid = _start(prepare, job)
+    assert pid is not None, "it failed before it began"
+    for reached in _instructions(pid):
+        if reached == number:
+            action()
+            _ptrace(_CONT, pid)
+            break
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _instructions(pid: int) -> Iterator[int]:
+    """Lets the victim run to where its job asks for it, and then from one instruction to the next."""
+    info = _SyscallInfo()
+    while True:
+        _ptrace(_SYSCALL, pid)
+        assert os.WIFSTOPPED(os.waitpid(pid, 0)[1]), "the job did not ask for it"
+        _ptrace(_SYSCALL_INFO, pid, ctypes.sizeof(info), ctypes.addressof(info))
+        if info.op == _ENTRY and info.number == _GETPPID:
+            break
+    _ptrace(_SYSCALL, pid)
+    os.waitpid(pid, 0)
+    number = 0
+    while True:
+        yield number
+        _ptrace(_SINGLESTEP, pid)
+        if not os.WIFSTOPPED(os.waitpid(pid, 0)[1]):
+            return
+        number += 1
+
+
+def _code(pid: int, module: str) -> tuple[int, int]:
+    """Where the code of a module lies."""
+    with open(f"/proc/{pid}/maps") as maps:
+        for line in maps:
+            if f"/{module}." in line and line.split()[1] == "r-xp":
+                low, high = (int(part, 16) for part in line.split()[0].split("-"))
+                return low, high
+    raise AssertionError(f"{module} is not loaded")
 
 
 def _offset(pid: int, path: str, address: int) -> int:
