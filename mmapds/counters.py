@@ -91,8 +91,8 @@ class Counters(_Numbers[_V]):
     name, the first after somebody has removed a name reads all names again. Making or removing a name takes a kernel
     lock: blocking, for as long as another process does the same. After a crash: each counter has the value that was
     last stored, and each name is there or not. ``c[k] += 1`` reads, then writes: not atomic; `fetch_add`, `add`,
-    `setdefault`, `pop` and `popitem` are. A handle may be shared by threads, and works in the child of a fork. Source of the
-    idea: emmap.
+    `setdefault`, `pop` and `popitem` are. A handle may be shared by threads, and works in the child of a fork. Source
+    of the idea: emmap.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Counters(folder + "/demo") as c:
