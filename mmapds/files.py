@@ -187,7 +187,8 @@ def create(
             raise
         set_origin(fd, page)
         os.pwrite(fd, page, 0)
-        os.pwrite(fd, end, size - len(end))
+        if end:
+            os.pwrite(fd, end, size - len(end))
         if durability == "power":
             sync(fd, path)
         publish()
