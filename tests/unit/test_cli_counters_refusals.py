@@ -65,6 +65,7 @@ AS_NOBODY = """
 import os, sys
 import mmapds.cli._prometheus, mmapds.inspection
 from mmapds import cli
+cli.build_parser()  # what it needs is read before this process may not read it any more
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 for words in eval(sys.argv[2]):
