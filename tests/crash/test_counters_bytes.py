@@ -198,9 +198,7 @@ def test_r15_damage_under_a_handle_that_has_it_open(path: str) -> None:
         for _ in range(2):
             with pytest.raises(CorruptionError):
                 c.remove("a")
-        c.remove("bb")
-        with pytest.raises(CorruptionError, match="name 0"):
-            c.snapshot()  # after a removal all names are read anew
+        assert c.pop("bb") == 23
 
 
 # ---- row 17: something else in its place ---------------------------------------------------------------------------

@@ -88,7 +88,7 @@ JOBS: dict[str, tuple[Any, str, list[Values]]] = {
     "return with a value": (start, "c['c'] = 3", [{"c": 3}]),
     "grow": (fill, "c.fetch_add('d', 3)", [{"d": 0}, {"d": 3}]),
     "update": (start, "c.update(d=1, e=2, b=9)", [{"d": 1}, {"d": 1, "e": 2}, {"d": 1, "e": 2, "b": 9}]),
-    "clear": (start, "c.clear()", [{"b": None}, {"b": None, "a": None}]),
+    "clear": (start, "c.clear()", [{"b": None}, {"a": None}, {"b": None, "a": None}]),
 }  # fmt: skip
 
 

@@ -24,8 +24,8 @@ import victims
 BEHIND_A_LOCK, WHERE_ASKED = 1500, 8000
 
 _TRACEME, _SINGLESTEP, _SETOPTIONS, _SYSCALL, _SYSCALL_INFO = 0, 9, 0x4200, 24, 0x420E
-_CONT = 7
-_PEEKTEXT, _GETREGS = 1, 12  # x86-64
+_CONT, _PEEKTEXT, _POKETEXT = 7, 1, 4
+_GETREGS, _SETREGS, _RIP = 12, 13, 16  # x86-64
 _MSYNC, _FSYNC, _FDATASYNC = 26, 74, 75
 _SYSGOOD, _EXITKILL = 1, 1 << 20
 _ENTRY = 1
@@ -135,7 +135,7 @@ def _call_ahead(pid: int) -> Point | None:
     """The system call that the next instruction makes, if it does (x86-64: ``syscall``, 0f 05)."""
     _ptrace(_GETREGS, pid, 0, ctypes.addressof(_registers))
     ctypes.set_errno(0)
-    if _libc.ptrace(_PEEKTEXT, pid, _registers[16], None) & 0xFFFF != 0x050F:
+    if _libc.ptrace(_PEEKTEXT, pid, _registers[_RIP], None) & 0xFFFF != 0x050F:
         return None
     return Point(f"call {_registers[10]}", (_registers[14], _registers[13], _registers[12]))  # rax; rdi, rsi, rdx
 
@@ -204,56 +204,64 @@ def trace(prepare: Callable[[], object], job: Callable[[object], object], path: 
     return found
 
 
-def within(prepare: Callable[[], object], job: Callable[[object], object], module: str) -> list[int]:
-    """Which instructions of ``job(prepare())``, counted from where the job asks for it, lie in a module of ours."""
+def within(prepare: Callable[[], object], job: Callable[[object], object], modules: tuple[str, ...]) -> list[int]:
+    """The instructions of modules of ours that ``job(prepare())`` comes to, from where the job asks for it: addresses,
+    which are the same in all children of this process."""
     pid = _start(prepare, job)
     assert pid is not None, "it failed before it began"
-    low, high = _code(pid, module)
-    found = []
-    for number in _instructions(pid):
+    ranges = [_code(pid, module) for module in modules]
+    _run_to_mark(pid)
+    found: dict[int, None] = {}
+    left = WHERE_ASKED
+    while left:
         _ptrace(_GETREGS, pid, 0, ctypes.addressof(_registers))
-        if low <= _registers[16] < high:
-            found.append(number)
-        if number - (found[-1] if found else 0) > WHERE_ASKED:
-            os.kill(pid, signal.SIGKILL)
-            while os.WIFSTOPPED(os.waitpid(pid, 0)[1]):
-                pass
-            break
-    return found
+        at = _registers[_RIP]
+        left -= 1
+        if any(low <= at < high for low, high in ranges):
+            found[at] = None
+            left = WHERE_ASKED
+        _ptrace(_SINGLESTEP, pid)
+        if not os.WIFSTOPPED(os.waitpid(pid, 0)[1]):
+            return list(found)
+    os.kill(pid, signal.SIGKILL)
+    while os.WIFSTOPPED(os.waitpid(pid, 0)[1]):
+        pass
+    return list(found)
 
 
 def held_at(
-    number: int, prepare: Callable[[], object], job: Callable[[object], object], action: Callable[[], object]
+    address: int, prepare: Callable[[], object], job: Callable[[object], object], action: Callable[[], object]
 ) -> int:
-    """Runs ``job(prepare())``, holds it before that instruction, runs `action` here, and lets it go on; its exit status."""
+    """Runs ``job(prepare())``, holds it when it comes to that instruction, runs `action` here, and lets it go on; its
+    exit status."""
     pid = _start(prepare, job)
     assert pid is not None, "it failed before it began"
-    for reached in _instructions(pid):
-        if reached == number:
-            action()
-            _ptrace(_CONT, pid)
-            break
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    _run_to_mark(pid)
+    word = _libc.ptrace(_PEEKTEXT, pid, address, None)
+    _ptrace(_POKETEXT, pid, address, word & ~0xFF | 0xCC)  # int3
+    _ptrace(_CONT, pid)
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFSTOPPED(status):
+        assert os.WSTOPSIG(status) == signal.SIGTRAP, f"stopped by signal {os.WSTOPSIG(status)}"
+        _ptrace(_POKETEXT, pid, address, word)
+        _ptrace(_GETREGS, pid, 0, ctypes.addressof(_registers))
+        _registers[_RIP] = address
+        _ptrace(_SETREGS, pid, 0, ctypes.addressof(_registers))
+        action()
+        _ptrace(_CONT, pid)
+        status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status)
 
 
-def _instructions(pid: int) -> Iterator[int]:
-    """Lets the victim run to where its job asks for it, and then from one instruction to the next."""
+def _run_to_mark(pid: int) -> None:
+    """To the end of the call by which the job asks for it."""
     info = _SyscallInfo()
-    while True:
+    while info.op != _ENTRY or info.number != _GETPPID:
         _ptrace(_SYSCALL, pid)
         assert os.WIFSTOPPED(os.waitpid(pid, 0)[1]), "the job did not ask for it"
         _ptrace(_SYSCALL_INFO, pid, ctypes.sizeof(info), ctypes.addressof(info))
-        if info.op == _ENTRY and info.number == _GETPPID:
-            break
     _ptrace(_SYSCALL, pid)
     os.waitpid(pid, 0)
-    number = 0
-    while True:
-        yield number
-        _ptrace(_SINGLESTEP, pid)
-        if not os.WIFSTOPPED(os.waitpid(pid, 0)[1]):
-            return
-        number += 1
 
 
 def _code(pid: int, module: str) -> tuple[int, int]:
