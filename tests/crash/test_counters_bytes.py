@@ -147,10 +147,10 @@ def test_r15_bits_of_the_header_page(path: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_r15_every_bit_of_the_control_words_and_the_table_of_extents(path: str, mode: str) -> None:
-    bits = [*range(8 * 4096, 8 * 4608), *range(8 * 4608, 8 * (4608 + 64)), *range(8 * 4672, 8 * 8192, 5)]
+    bits = [*range(8 * 4096, 8 * 4608), *range(8 * 4608, 8 * (4608 + 64)), *range(8 * 4672, 8 * 8192, 13)]
     found = flips(path, bits, mode)
     assert found["CorruptionError"] >= 64 + 64 + 3 * 64, found  # names, removing, an extent's sizes and check
-    assert found["right"] > 64 + 300 * 8, found  # changes; what is zero, and nobody reads
+    assert found["right"] > 64 + 2000, found  # changes; what is zero, and nobody reads
 
 
 @pytest.mark.parametrize("mode", MODES)

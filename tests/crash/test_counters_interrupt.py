@@ -167,8 +167,8 @@ def run(seconds):
     return done, len(ticked), added, sum(taken)
 """
     with Peer(storm, path=path) as peer, Peer(storm, path=path) as other:
-        other.send("run(1.5)")
-        done, ticks, added, taken = peer("run(1.5)")
+        other.send("run(1.0)")
+        done, ticks, added, taken = peer("run(1.0)")
         theirs = other.receive()
         values = peer("c.snapshot()")
     assert ticks > 300, (done, ticks)
@@ -227,7 +227,7 @@ def run(seconds):
 """
     with Peer("import warnings; warnings.simplefilter('ignore', ResourceWarning)") as peer:
         peer(setup, path=path)
-        finished, interrupted = peer("run(0.5)")
+        finished, interrupted = peer("run(0.3)")
         assert finished > 20, (finished, interrupted)
         assert interrupted > 20, (finished, interrupted)
         assert not counterfiles.locked(path, counterfiles.LOCK_NAMES)

@@ -22,6 +22,7 @@ import victims
 
 # Instructions without a store after which it goes from call to call again: behind a lock, and where the job asked.
 BEHIND_A_LOCK, WHERE_ASKED = 1500, 8000
+ELSEWHERE = 50_000  # instructions outside of the modules that are looked at, after which the job is taken to be done
 
 _TRACEME, _SINGLESTEP, _SETOPTIONS, _SYSCALL, _SYSCALL_INFO = 0, 9, 0x4200, 24, 0x420E
 _CONT, _PEEKTEXT, _POKETEXT = 7, 1, 4
@@ -212,14 +213,14 @@ def within(prepare: Callable[[], object], job: Callable[[object], object], modul
     ranges = [_code(pid, module) for module in modules]
     _run_to_mark(pid)
     found: dict[int, None] = {}
-    left = WHERE_ASKED
+    left = ELSEWHERE
     while left:
         _ptrace(_GETREGS, pid, 0, ctypes.addressof(_registers))
         at = _registers[_RIP]
         left -= 1
         if any(low <= at < high for low, high in ranges):
             found[at] = None
-            left = WHERE_ASKED
+            left = ELSEWHERE
         _ptrace(_SINGLESTEP, pid)
         if not os.WIFSTOPPED(os.waitpid(pid, 0)[1]):
             return list(found)
