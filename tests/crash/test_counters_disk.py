@@ -115,6 +115,23 @@ def test_r10_as_many_names_as_there_is_room_for(small_disk: Path) -> None:
     counterfiles.check(path)
 
 
+def test_r10_a_disk_that_gives_room_in_crumbs(small_disk: Path) -> None:
+    """Each little growth takes a record in the file's table; there must be some left when the disk has room again."""
+    path = small_disk / "counters"
+    filler = small_disk / "filler"
+    with Counters(path, 4) as c:
+        size = fill(filler)
+        count = 0
+        for n in range(60):
+            count = names_until_full(c, count)
+            os.truncate(filler, size - 16_384 * (n + 1))
+        filler.unlink()
+        for n in range(count, count + 6000):
+            c[f"name {n}"] = n
+        assert len(c) == count + 6000
+    counterfiles.check(path)
+
+
 def test_r10_a_private_copy_needs_no_disk(small_disk: Path) -> None:
     path = small_disk / "counters"
     with Counters(path, 4) as c:

@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> str:
 # kill_some(job, count): starts processes that run ``job(report)``, kills all of them at random moments, and returns
 # the reports of each, which are fixed-size packed numbers.
 ZYGOTE = """
-import itertools, random, struct, time, victims
+import itertools, random, select, struct, time, victims
 def kill_some(job, count, longest, size=8):
     running = []
     for _ in range(count):
@@ -51,7 +51,8 @@ def kill_some(job, count, longest, size=8):
                     data[reading] += piece
             except BlockingIOError:
                 pass
-    while time.monotonic() < end:
+    while (left := end - time.monotonic()) > 0:
+        select.select(data, [], [], left)
         drain()
     for pid, reading in running:
         killed += victims.end(pid) == -9
