@@ -187,8 +187,8 @@ def run(seconds):
         "c.add(f'new {c.add(0)}')",
         "c.add('x'); c.pop('x', None)",
         "o = mmapds.Counters(path); o.add('a', 0); o.close()",
-        "c.snapshot()",
-        "c.add('a', 0); bound.add(0); c.reserve(1, 5)",
+        pytest.param("c.snapshot()", marks=pytest.mark.slow),
+        pytest.param("c.add('a', 0); bound.add(0); c.reserve(1, 5)", marks=pytest.mark.slow),
         "c.flush()",
     ],
 )

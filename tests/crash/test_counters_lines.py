@@ -132,7 +132,7 @@ def job():
 """
 
 
-@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("durability", [pytest.param("process", marks=pytest.mark.slow), "power"])
 def test_r08_a_recovery_killed_anywhere_comes_to_the_same_result(zygote: Peer, path: str, durability: Any) -> None:
     expected = counterfiles.crashed(path, durability)
     before = Path(path).read_bytes()

@@ -103,8 +103,15 @@ def outcomes(before: Values, changes: list[Values]) -> list[Values]:
 POWER = ["reserve", "set a new name", "pop", "return"]  # the others sync where these do
 
 
+SLOW = ["exchange", "a long new name", "reserve from a new name", "update", "clear"]  # like others that are not
+
+
 @pytest.mark.parametrize(
-    ("what", "durability"), [*((what, "process") for what in JOBS), *((what, "power") for what in POWER)]
+    ("what", "durability"),
+    [
+        *(pytest.param(what, "process", marks=[pytest.mark.slow] * (what in SLOW)) for what in JOBS),
+        *((what, "power") for what in POWER),
+    ],
 )
 def test_r33_killed_at_every_store_and_call(zygote: Peer, witness: Peer, path: str, what: str, durability: Any) -> None:
     prepare, job, changes = JOBS[what]
