@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Mutual exclusion in shared memory that survives its owner (lockword.pyx)."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from mmapds._native.kernel cimport LockFile
 from mmapds._native.region cimport Mapping
@@ -13,15 +13,14 @@ cdef class Owner:
     cdef readonly LockFile locks
 
 
-# Each returns a status and never touches Python.
-cdef enum:
-    LOCK_TAKEN = 0          # the word is ours, in order
-    LOCK_TAKEN_DIRTY = 1    # the word is ours; an owner died, or left, in the middle of something
-    LOCK_BUSY = 2           # somebody has it
-
-cdef int lockword_try(uint64_t *word, uint64_t token, bint waited) noexcept nogil
-cdef int lockword_probe(uint64_t *word, uint64_t token, int fd) noexcept nogil
-cdef void lockword_release(uint64_t *word, bint dirty) noexcept nogil
+cdef extern from "lockword.h" nogil:
+    uint64_t LOCK_TOKEN
+    int LOCK_TAKEN, LOCK_TAKEN_DIRTY, LOCK_BUSY
+    int64_t lockword_byte(uint64_t token)
+    int lockword_try(uint64_t *word, uint64_t token, bint waited)
+    int lockword_press(uint64_t *word, uint64_t token, int fd, bint waited)
+    int lockword_sleep(uint64_t *word, int64_t nanoseconds)
+    void lockword_release(uint64_t *word, bint dirty)
 
 
 cdef class Lock:

@@ -28,6 +28,8 @@ Waiting. An owner killed between release and wake, and a waiter killed between b
 others asleep; so no sleep is longer than 50 ms, and after each the owner is probed. Nobody is robbed by time alone: a
 *stopped* owner (SIGSTOP) holds the others up until it goes on.
 
+The transitions themselves are in lockword.h, which the queue uses inside its own.
+
 Prior art: robust futexes (the kernel walks a list in the dead process; they need the same layout of libc in every
 process), Drepper's "Futexes are tricky" (the waiters bit). Rejected: pthread robust mutexes, whose pointers glibc
 follows in the file; a lease by time, which robs the slow.
@@ -37,15 +39,10 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
-from mmapds._native.atomics cimport (
-    compare_exchange_seq_cst_u64, cpu_relax, exchange_seq_cst_u64, load_seq_cst_u64,
-)
-from mmapds._native.kernel cimport (
-    F_UNLCK, F_WRLCK, LockFile, deadline, epoch, kernel_clock_ns, kernel_futex_wait, kernel_futex_wake, kernel_lock,
-    kernel_lost, raise_errno,
-)
+from mmapds._native.atomics cimport load_seq_cst_u64
+from mmapds._native.kernel cimport LockFile, deadline, epoch, kernel_clock_ns, kernel_lost, raise_errno
 from mmapds._native.region cimport Mapping
 
 import os
@@ -53,64 +50,7 @@ import os
 from mmapds.errors import ForkedHandle
 
 
-cdef extern from "layout.h" nogil:
-    int64_t MMAPDS_LOCK_TOKEN
-
-
-cdef uint64_t WAITERS = 1ULL << 31
-cdef uint64_t DIRTY = 1ULL << 30
-cdef uint64_t TOKEN = ~((1ULL << 31) | (1ULL << 30))
-cdef int SPINS = 100
 cdef int64_t SLICE = 50000000       # ns
-
-
-cdef inline int64_t token_byte(uint64_t token) noexcept nogil:
-    # The flags' two bits are squeezed out: 62 - 2 = 60 bits, below 2^62.
-    return MMAPDS_LOCK_TOKEN + <int64_t>(((token >> 32) << 30) | (token & 0x3fffffff))
-
-
-cdef int lockword_try(uint64_t *word, uint64_t token, bint waited) noexcept nogil:
-    """One attempt, without waiting: take a free word.
-
-    Release clears the waiters bit and wakes one; whoever has `waited` sets it again, because others may still sleep.
-    """
-    cdef uint64_t found = 0
-    cdef uint64_t mine = token | WAITERS if waited else token
-    if compare_exchange_seq_cst_u64(word, &found, mine):       # pairs with the exchange in lockword_release
-        return LOCK_TAKEN
-    while not found & TOKEN:                                    # free, but flagged
-        if compare_exchange_seq_cst_u64(word, &found, mine | found):
-            return LOCK_TAKEN_DIRTY if found & DIRTY else LOCK_TAKEN
-    return LOCK_BUSY
-
-
-cdef int lockword_probe(uint64_t *word, uint64_t token, int fd) noexcept nogil:
-    """Takes the word over if its owner is dead."""
-    cdef uint64_t found = load_seq_cst_u64(word)
-    cdef uint64_t dead = found & TOKEN
-    cdef int64_t byte
-    cdef int status = LOCK_BUSY
-    if dead == 0:
-        return lockword_try(word, token, True)
-    if dead == token:                   # another thread of this handle: alive, and its lock would look free to us
-        return LOCK_BUSY
-    byte = token_byte(dead)
-    if kernel_lock(fd, F_WRLCK, byte, 1, 0) != 0:
-        return LOCK_BUSY
-    # The owner is dead and we alone hold its byte: the word can change only by a flag or, if it had been released or
-    # taken over before we got the byte, be another's by now.
-    while found & TOKEN == dead:
-        if compare_exchange_seq_cst_u64(word, &found, token | DIRTY | (found & WAITERS)):
-            status = LOCK_TAKEN_DIRTY
-            break
-    kernel_lock(fd, F_UNLCK, byte, 1, 0)
-    return status
-
-
-cdef void lockword_release(uint64_t *word, bint dirty) noexcept nogil:
-    # Pairs with the compare-and-swap in lockword_try: what we did under the lock is seen by the next owner.
-    if exchange_seq_cst_u64(word, DIRTY if dirty else 0) & WAITERS:
-        kernel_futex_wake(<uint32_t *>word, 1)
 
 
 @cython.final
@@ -123,8 +63,8 @@ cdef class Owner:
         self.locks = locks
         while True:
             random = int.from_bytes(os.urandom(8), "little")
-            random &= TOKEN
-            if random and locks.try_lock(token_byte(random)):
+            random &= LOCK_TOKEN
+            if random and locks.try_lock(lockword_byte(random)):
                 self.token = random
                 return
 
@@ -167,7 +107,7 @@ cdef class Lock:
 
     def locked(self):
         """Whether somebody, perhaps dead, has the lock now."""
-        return (load_seq_cst_u64(self.word) & TOKEN) != 0
+        return (load_seq_cst_u64(self.word) & LOCK_TOKEN) != 0
 
     cdef Owner live_owner(self):
         if self.mine is None or self.mine.locks.fd < 0 or self.mine.locks.epoch != epoch():
@@ -178,9 +118,8 @@ cdef class Lock:
         """Takes the lock; False if that was not possible in `timeout` seconds. Signal handlers run while it waits."""
         cdef Owner owner = self.live_owner()
         cdef uint64_t token = owner.token
-        cdef uint64_t found
         cdef int64_t limit, left
-        cdef int status, result, i
+        cdef int status, result
         cdef bint waited = False
         if self.owner is not None and self.owner.locks.epoch != epoch():
             self.owner = None               # it was the parent's
@@ -194,14 +133,7 @@ cdef class Lock:
         limit = deadline(timeout)
         while True:
             with nogil:
-                for i in range(SPINS):
-                    cpu_relax()
-                    if not load_seq_cst_u64(self.word) & TOKEN:
-                        status = lockword_try(self.word, token, waited)
-                        if status != LOCK_BUSY:
-                            break
-                if status == LOCK_BUSY:
-                    status = lockword_probe(self.word, token, owner.locks.fd)
+                status = lockword_press(self.word, token, owner.locks.fd, waited)
             if status != LOCK_BUSY:
                 self.enter(owner, status)
                 return True
@@ -209,14 +141,8 @@ cdef class Lock:
             left = min(SLICE, limit - kernel_clock_ns())
             if left <= 0:
                 return False
-            found = load_seq_cst_u64(self.word)
-            if not found & TOKEN:
-                continue
-            if not found & WAITERS and not compare_exchange_seq_cst_u64(self.word, &found, found | WAITERS):
-                continue
             with nogil:
-                # The kernel compares again before it sleeps; every release clears the waiters bit in this half.
-                result = kernel_futex_wait(<uint32_t *>self.word, <uint32_t>(found | WAITERS), left)
+                result = lockword_sleep(self.word, left)
             waited = True
             PyErr_CheckSignals()        # in every round: a signal may have come while we looked
             if result not in (0, -EAGAIN, -ETIMEDOUT, -EINTR):
