@@ -4,14 +4,17 @@ speed, and need no server.
 The layers, imports pointing downwards only::
 
     cli  bench                              what a shell can do
-    Synchronizer  Counters                  structures: policy in Python on a Cython hot class
+    Synchronizer  Counters  Queue           structures: policy in Python on a Cython hot class
     codecs  region  files  errors           values, mapped memory, how files come to life
     _native                                 every multi-step change of shared memory, layouts, the kernel's calls
 """
 
+from queue import Empty, Full
+
 from mmapds._native.atomic import AtomicInt64
 from mmapds._native.counter import Counter, FloatCounter
 from mmapds._native.lockword import Lock
+from mmapds._native.queue import Claim
 from mmapds._native.results import ReadResult
 from mmapds._native.writer import WriteResult
 from mmapds.counters import Counters
@@ -26,9 +29,12 @@ from mmapds.errors import (
     NotInitialised,
     ProtocolMismatch,
     SchemaMismatch,
+    ShutDown,
+    StaleClaim,
     UnsupportedFilesystem,
     WriterBusy,
 )
+from mmapds.queue import Queue
 from mmapds.region import Region
 from mmapds.synchronizer import Synchronizer
 
@@ -36,22 +42,28 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AtomicInt64",
+    "Claim",
     "Closed",
     "CorruptionError",
     "Counter",
     "Counters",
     "DurabilityFailed",
+    "Empty",
     "FloatCounter",
     "ForkedHandle",
+    "Full",
     "IncompatibleFormat",
     "Lock",
     "MappingLost",
     "MmapdsError",
     "NotInitialised",
     "ProtocolMismatch",
+    "Queue",
     "ReadResult",
     "Region",
     "SchemaMismatch",
+    "ShutDown",
+    "StaleClaim",
     "Synchronizer",
     "UnsupportedFilesystem",
     "WriteResult",

@@ -41,6 +41,8 @@ __all__ = [
     "NotInitialised",
     "ProtocolMismatch",
     "SchemaMismatch",
+    "ShutDown",
+    "StaleClaim",
     "UnsupportedFilesystem",
     "WriterBusy",
 ]
@@ -184,4 +186,20 @@ class Closed(MmapdsError, ValueError):
     """Raised when a closed handle is used; `ValueError`, as for closed files of the library.
 
     Open again.  ``close()`` itself may be called any number of times.
+    """
+
+
+class StaleClaim(MmapdsError, RuntimeError):
+    """Raised when a claim is used that has ended: acked or returned before, or its lease was over.
+
+    In the last case the item went back to the queue, and somebody else may have it: what was done for it may be done
+    twice.  Do less per claim, `touch()` it in time, or take a longer lease.
+    """
+
+
+class ShutDown(MmapdsError):
+    """Raised by a queue that was shut down: when something is put, and when nothing is left to get.
+
+    Python has ``queue.ShutDown`` from 3.13 on; this one is for all versions.  Handles that are opened later are not shut
+    down.
     """

@@ -70,6 +70,48 @@
             16     1  length            1 to 255 bytes (0 in a damaged one)
             17   255  name              UTF-8, zero padded to a multiple of 8 bytes, length included
 
+   QUEUE: a directory with "meta" (kind "queue"), segments, and what recovery has set aside
+
+   META (options: 0 segment size, 1 maxsize, 2 max_bytes, 3 max_attempts, 4 level of compression, 5 bytes from which on)
+
+           0  4096  header page
+        4096   128  put       u64 lock word, tail, tail sequence, saved tail, saved sequence, epoch
+        4224   128  take      u64 lock word, head, head sequence, changes, logged, finished
+        4352   128  index     u64 capacity, used, free, timed, ready, leased, claimed, waiting bytes, held, fences, stamps,
+                              holders (see mmapds_queue)
+        4480   128  tallies   16 x u64: what has happened, for people
+        4608   256  events    four times u32 count, u32 somebody sleeps on it: items, room, done, (spare); 64 bytes each
+        4864    64  common    u64 shutdowns, last immediate one, time of the last look for dead holders
+        4928  3264  (zero)
+        8192  4096  undo log  256 x u64 offset, u64 value before; the first `logged` of them count
+       12288 65536  holders   1,024 x 64 bytes: u64 token, u64 owing, u64 claims: entry of the last, u64 how many, u64 pid
+       77824  4088  (zero)
+       81912     8  sentinel  MMAPDS_SENTINEL
+       81920        entries   capacity x 96 bytes (see mmapds_held), to the end of the file; the index
+
+   SEGMENT (<path>/<number>.segment, 16 hexadecimal digits; kind "segment", parent: meta; options: 0 number, 1 units)
+
+           0  4096  header page; in it, from 2304 on: u64 dirtied, synced, lock word (see mmapds_segment_words)
+        4096        records, one behind the other, at multiples of 8, to the end of the file
+
+      A position is a count of bytes: unit k of the queue is the positions from k * segment size on, and segment number k of
+      n units has those of units k to k + n - 1. n is 1 but for an item that is larger than a segment.
+
+      record 0     8  check     mmapds_item_check: over all that follows up to `state`, the position and the queue
+             8     8  hash      xxh3_64 of the payload as it is stored
+            16     8  order     sequence (56 bits), flags (lower 8: MMAPDS_DELAYED, _COMPRESSED, _END)
+            24     8  extent    epoch (24 bits), bytes of payload (lower 40)
+            32     8  born      nanoseconds since 1970, a few ms coarse
+            40     8  state     MMAPDS_ITEM_..., attempts, and a check of the words up to `place` (mmapds_item_state)
+            48     8  wall      due then (nanoseconds since 1970), if returned with a delay
+            56     8  wait      ... of so many nanoseconds
+            64     8  place     if returned to the back: its place (2 * the tail then); 0: its own
+            72    16  due, delay  if MMAPDS_DELAYED: when (CLOCK_BOOTTIME of the epoch's boot), and after how long
+                   n  payload, and zeros up to a multiple of 8
+
+      The words from `state` to `place` change, and matter to recovery only; while a boot lasts, meta alone tells what has
+      become of an item. A record with MMAPDS_END has no payload and says that its segment has no more.
+
    EMMAP COUNTERS FILE (not ours: written by emmap, of Erlang)
 
            0     8  magic             "EMMAP01\n"
@@ -259,6 +301,136 @@ static inline uint64_t mmapds_entry_check(const mmapds_entry *entry, uint64_t nu
         acc = mmapds_mix(acc, word);
     }
     return mmapds_mix_identity(acc, identity);
+}
+
+/* ---- queue --------------------------------------------------------------------------------------------------- */
+
+enum {
+    MMAPDS_HOLDERS = 1024,
+    MMAPDS_UNDO = 256,
+    MMAPDS_ITEM_BITS = 40, /* of a payload's size */
+};
+
+#define MMAPDS_DELAYED 1U
+#define MMAPDS_COMPRESSED 2U
+#define MMAPDS_END 4U
+
+enum { /* what has become of an item, as its record tells the next boot */
+    MMAPDS_ITEM_NEW = 1,
+    MMAPDS_ITEM_CLAIMED = 2,
+    MMAPDS_ITEM_RETURNED = 3,
+    MMAPDS_ITEM_DONE = 4,
+};
+
+typedef struct {
+    uint64_t check, hash, order, extent, born;
+    uint64_t state, wall, wait, place;
+    uint64_t due, delay; /* with MMAPDS_DELAYED; else the payload begins here */
+} mmapds_record_item;
+
+#define MMAPDS_ITEM_HEAD offsetof(mmapds_record_item, due)
+
+/* An item that is not where it was put any more, or not yet: claimed, delayed, or returned. References are numbers from 1
+   on; 0 is none. `cells` are one cell each of two heaps, which have nothing to do with this entry: timed and ready. */
+typedef struct {
+    uint64_t position, sequence, size;
+    uint64_t due;                              /* CLOCK_BOOTTIME: the delay, or the lease, ends */
+    uint64_t place, stamp;                     /* order among those that are ready */
+    uint64_t fence;                            /* of the claim, or 0 */
+    uint32_t segment_previous, segment_next;   /* those of the same segment */
+    uint32_t own_previous, own_next;           /* those of the same holder; own_next: the next free one */
+    uint32_t holder, attempts;
+    uint32_t heap_at, kind;                    /* where in its heap (from 1 on) */
+    uint32_t cells[2];
+} mmapds_held;
+
+typedef struct {
+    uint64_t token;   /* of the handle (lockword.pyx); 0: nobody */
+    uint64_t owing;   /* items that it got, and has not called task_done for */
+    uint64_t claims;  /* its last one's entry */
+    uint64_t claimed; /* how many */
+    uint64_t pid;
+    uint8_t pad[24];
+} mmapds_holder;
+
+typedef struct {
+    uint32_t count, sleepers;
+    uint8_t pad[56];
+} mmapds_event;
+
+typedef struct {
+    mmapds_header header;
+    uint64_t put_lock, tail, tail_sequence, saved_tail, saved_sequence, epoch;
+    uint8_t put_pad[80];
+    uint64_t take_lock, head, head_sequence, changes, logged;
+    uint64_t finished; /* number of a segment whose name is to go */
+    uint8_t take_pad[80];
+    uint64_t capacity;      /* entries that the file has */
+    uint64_t used;          /* how many have ever been used */
+    uint64_t free;          /* the first free one of these */
+    uint64_t heaps[2];      /* how many are in the heaps: timed (delayed items and leases), ready */
+    uint64_t leased;        /* of the timed, how many are leases */
+    uint64_t claimed;
+    uint64_t waiting_bytes; /* payload of what is delayed or ready */
+    uint64_t held;          /* an entry of the head's segment */
+    uint64_t fences, stamps;
+    uint64_t holders;       /* how many slots have ever been used */
+    uint8_t index_pad[32];
+    uint64_t tallies[16];
+    mmapds_event events[4];
+    uint64_t shutdowns, immediate, looked;
+    uint8_t common_pad[40];
+    uint8_t rest[3264];
+    struct { uint64_t offset, value; } undo[MMAPDS_UNDO];
+    mmapds_holder slots[MMAPDS_HOLDERS];
+    uint8_t rest2[4088];
+    uint64_t sentinel;
+    mmapds_held entries[];
+} mmapds_queue;
+
+_Static_assert(MMAPDS_ITEM_HEAD == 72 && sizeof(mmapds_record_item) == 88, "item");
+_Static_assert(sizeof(mmapds_held) == 96 && offsetof(mmapds_held, cells) == 88, "queue");
+_Static_assert(sizeof(mmapds_holder) == 64, "queue");
+_Static_assert(offsetof(mmapds_queue, put_lock) == 4096, "queue");
+_Static_assert(offsetof(mmapds_queue, take_lock) == 4224, "queue");
+_Static_assert(offsetof(mmapds_queue, capacity) == 4352, "queue");
+_Static_assert(offsetof(mmapds_queue, tallies) == 4480, "queue");
+_Static_assert(offsetof(mmapds_queue, events) == 4608, "queue");
+_Static_assert(offsetof(mmapds_queue, shutdowns) == 4864, "queue");
+_Static_assert(offsetof(mmapds_queue, undo) == 8192, "queue");
+_Static_assert(offsetof(mmapds_queue, slots) == 12288, "queue");
+_Static_assert(offsetof(mmapds_queue, sentinel) == 81912, "queue");
+_Static_assert(sizeof(mmapds_queue) == 81920, "queue");
+
+/* Words in a segment's header page, from 2304 on, for durability "power": changes made, changes known to be on the disk,
+   and the lock word of who is syncing. */
+typedef struct {
+    uint64_t dirtied, synced, lock;
+} mmapds_segment_words;
+
+static inline mmapds_segment_words *mmapds_words_of(char *segment) { return (mmapds_segment_words *)(segment + 2304); }
+
+static inline uint64_t mmapds_queue_key(const uint8_t identity[16]) { return mmapds_mix_identity(0x7175657565ULL, identity); }
+
+/* Binds a record to its queue and position. The products do not wait for each other: this is in every put and get. */
+static inline uint64_t mmapds_item_check(const mmapds_record_item *item, uint64_t position, uint64_t key)
+{
+    uint64_t a = (item->hash ^ key) * 0x9e3779b97f4a7c15ULL, b = (item->order + key) * 0xc2b2ae3d27d4eb4fULL;
+    uint64_t c = (item->extent ^ position << 20) * 0x165667b19e3779f9ULL, d = (item->born + position) * 0xd6e8feb86659fd93ULL;
+    if (item->order & MMAPDS_DELAYED)
+        d += mmapds_mix(item->due, item->delay);
+    return mmapds_mix(a ^ (b << 31 | b >> 33), c + (d << 17 | d >> 47));
+}
+
+/* The word that says what has become of an item; the check in its upper half covers the three words behind it, if they
+   are not all 0. */
+static inline uint64_t mmapds_item_state(unsigned what, uint32_t attempts, const uint64_t after[3], uint64_t position, uint64_t key)
+{
+    uint64_t number = what | (uint64_t)(attempts & 0xfffffff) << 4;
+    uint64_t more = after[0] * 3 + after[1] * 5 + after[2] * 7;
+    if (more)
+        more = mmapds_mix(mmapds_mix(mmapds_mix(key, after[0]), after[1]), after[2]);
+    return number | mmapds_mix((number ^ key) * 0xc2b2ae3d27d4eb4fULL, position + more) << 32;
 }
 
 #define MMAPDS_EMMAP_MAGIC 0xa313050414d4d45ULL /* "EMMAP01\n" */

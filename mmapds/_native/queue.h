@@ -1,0 +1,858 @@
+/* The transitions of a queue (layout.h: QUEUE), each one function that holds a lock from its beginning to its end and
+   returns a status. None touches Python; all may be called without the GIL, on a copy of the view.
+
+   Putting, under put_lock. Only the tail tells what is in the queue:
+
+      write the record behind the tail      die here: nothing has happened; the next put writes over it
+      saved sequence, saved tail            die here: nothing has happened
+      tail sequence                         die here: the saved tail is still the tail, so the saved sequence is restored
+      tail                                  the item is there; takers pair with this store
+      unlock, wake one                      die here: sleepers look again by themselves within QUEUE_SLICE
+
+   A segment that has no room is closed with an END record (or by being too short for a record), then the tail moves to
+   the next one, which exists already: a death in between leaves a tail at the END record, over which the next put writes
+   one again. In durability "power" the old segment is synced before the tail leaves it, so that recovery never finds a
+   hole before a record that was durable.
+
+   Taking, under take_lock: see queueindex.h. The head is the first item that nobody has looked at; an item that is
+   delayed gets an entry when the head comes to it, so putting needs no index. What is returned goes before the head by
+   its place. `get` copies the payload out while it holds the lock, because afterwards the segment may go. After the
+   commit, `state` in the record says "done", "claimed" or "returned" to the next boot: it is behind, never ahead, of the
+   index, and the boot that finds it behind delivers once more what nobody has got.
+
+   A segment that is finished loses its name under the lock: `finished` names it from the commit to the unlink, so whoever
+   finds the owner dead unlinks it.
+
+   Waiting, for items: store `sleepers`, look again, sleep on `count`. Waking: publish, then load `sleepers`; if it is
+   set, clear it, raise `count`, wake one. All sequentially consistent: either the sleeper's second look sees what was
+   published, or the waker sees the sleeper. Who has slept sets `sleepers` again before it looks, because others may
+   still sleep, and having found something wakes the next if there is more: a thousand sleepers wake one at a time. A
+   waker or a woken one that is killed leaves the others asleep for QUEUE_SLICE at most. For room, likewise. */
+#ifndef MMAPDS_QUEUE_H
+#define MMAPDS_QUEUE_H
+
+#include "kernel.h"
+#include "lockword.h"
+#include "queueindex.h"
+#include <stdio.h>
+
+#define QUEUE_SLICE 80000000LL /* ns: no sleep is longer, as others may die before they wake us */
+#define QUEUE_PATIENCE 50000000LL /* ns: the same for locks; then it is looked whether the owner lives */
+
+enum {
+    QUEUE_DONE = 0,
+    QUEUE_EMPTY = 1,
+    QUEUE_FULL = 2,
+    QUEUE_BUSY = 3,     /* somebody has the lock */
+    QUEUE_MAP = 4,      /* segment `wanted` is not mapped */
+    QUEUE_SEGMENT = 5,  /* segment `wanted`, of `units` units, must exist and be mapped */
+    QUEUE_GROW = 6,     /* there is no entry left: extend the file */
+    QUEUE_REMAP = 7,    /* the file has more entries than are mapped */
+    QUEUE_LARGE = 8,    /* the item does not fit into the buffer */
+    QUEUE_BAD = 9,      /* the record is not what was written */
+    QUEUE_TIRED = 10,   /* claimed, but it has been tried max_attempts times */
+    QUEUE_STALE = 11,   /* the claim is not ours any more */
+    QUEUE_DAMAGED = 12, /* meta contradicts itself */
+    QUEUE_LOST = 13,    /* a file was cut */
+    QUEUE_CROWDED = 14, /* no holder slot is free */
+};
+
+enum { QUEUE_ITEMS, QUEUE_ROOM, QUEUE_JOINED }; /* events */
+enum { QUEUE_GET, QUEUE_CLAIM, QUEUE_DROP };    /* ways to take */
+
+/* An item, as it was taken. */
+typedef struct {
+    uint64_t position, sequence, size, hash, epoch, flags, born;
+    uint64_t fence;
+    uint32_t entry, attempts;
+    mmapds_record_item *record;
+} queue_item;
+
+/* ---- locks, time, segments ------------------------------------------------------------------------------------ */
+
+static inline int64_t queue_now(const queue_view *view)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec - view->boot_offset;
+}
+
+static inline uint64_t queue_wall(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* `patient`: without the GIL, spins, looks whether the owner is dead, and sleeps; BUSY after QUEUE_PATIENCE. */
+static inline int queue_lock(queue_view *view, uint64_t *word, int patient)
+{
+    int status = lockword_try(word, view->token, 0);
+    if (status == LOCK_BUSY && patient) {
+        status = lockword_press(word, view->token, view->locks, 0);
+        if (status == LOCK_BUSY) {
+            lockword_sleep(word, QUEUE_PATIENCE);
+            status = lockword_press(word, view->token, view->locks, 1);
+        }
+    }
+    return status;
+}
+
+static inline const queue_segment *queue_find(const queue_view *view, uint64_t position)
+{
+    for (uint32_t i = 0; i < view->count; i++)
+        if (position - view->segments[i].start < view->segments[i].length)
+            return &view->segments[i];
+    return NULL;
+}
+
+static inline int queue_map(queue_view *view, uint64_t position)
+{
+    view->wanted = position / view->segment_size;
+    return QUEUE_MAP;
+}
+
+static inline uint64_t queue_record_bytes(uint64_t flags, uint64_t size)
+{
+    return (flags & MMAPDS_DELAYED ? sizeof(mmapds_record_item) : MMAPDS_ITEM_HEAD) + ((size + 7) & ~7ULL);
+}
+
+static inline char *queue_payload(mmapds_record_item *record)
+{
+    return (char *)record + (record->order & MMAPDS_DELAYED ? sizeof(mmapds_record_item) : MMAPDS_ITEM_HEAD);
+}
+
+/* The record at a position of a segment, read once into `copy`: its length with the head, 0 if it is not what was written. */
+static inline uint64_t queue_record(const queue_view *view, const queue_segment *segment, uint64_t position,
+                                    mmapds_record_item *copy)
+{
+    uint64_t room = segment->start + segment->length - position, size;
+    if (position & 7 || position - segment->start < MMAPDS_PAGE || room < MMAPDS_ITEM_HEAD)
+        return 0;
+    memcpy(copy, segment->base + (position - segment->start), room < sizeof(*copy) ? room : sizeof(*copy));
+    size = queue_record_bytes(copy->order, copy->extent & ((1ULL << MMAPDS_ITEM_BITS) - 1));
+    if (size > room || copy->check != mmapds_item_check(copy, position, view->key))
+        return 0;
+    return size;
+}
+
+static inline void queue_store_state(const queue_view *view, mmapds_record_item *record, uint64_t position, unsigned what,
+                                     uint32_t attempts, uint64_t wall, uint64_t wait, uint64_t place)
+{
+    uint64_t after[3] = {wall, wait, place};
+    if (wall | wait | place | record->wall | record->wait | record->place) {
+        store_relaxed_u64(&record->wall, wall);
+        store_relaxed_u64(&record->wait, wait);
+        store_relaxed_u64(&record->place, place);
+    }
+    store_relaxed_u64(&record->state, mmapds_item_state(what, attempts, after, position, view->key));
+}
+
+static inline void queue_wake(queue_view *view, int event, int count)
+{
+    mmapds_event *on = &view->control->events[event];
+    if (load_seq_cst_u32(&on->sleepers) && !view->private_copy) { /* see the top */
+        store_seq_cst_u32(&on->sleepers, 0);
+        fetch_add_seq_cst_u32(&on->count, 1);
+        kernel_futex_wake(&on->count, count);
+    }
+}
+
+/* ---- putting -------------------------------------------------------------------------------------------------- */
+
+static inline int queue_put_lock(queue_view *view, int patient)
+{
+    mmapds_queue *control = view->control;
+    int status = queue_lock(view, &control->put_lock, patient);
+    if (status == LOCK_BUSY)
+        return QUEUE_BUSY;
+    if (status == LOCK_TAKEN_DIRTY && control->saved_tail == control->tail)
+        control->tail_sequence = control->saved_sequence;
+    return QUEUE_DONE;
+}
+
+/* What waits now; exact, unless a taker was stopped or killed in the middle of a transition. */
+static inline int queue_full(queue_view *view, uint64_t size)
+{
+    const mmapds_queue *control = view->control;
+    uint64_t changes, bytes;
+    int64_t waiting;
+    for (int i = 0; i < 100; i++) {
+        int quiet = queue_begin_look(control, &changes);
+        waiting = queue_waiting(control);
+        bytes = load_relaxed_u64(&control->tail) - load_relaxed_u64(&control->head) + load_relaxed_u64(&control->waiting_bytes);
+        if (quiet && queue_end_look(control, changes))
+            break;
+        cpu_relax();
+    }
+    if (view->maxsize && waiting >= (int64_t)view->maxsize)
+        return 1;
+    return view->max_bytes && waiting > 0 && bytes + size > view->max_bytes;
+}
+
+/* What follows the last record of a segment, if there is room to say so. */
+static inline void queue_seal(queue_view *view, const queue_segment *segment, uint64_t position)
+{
+    mmapds_queue *control = view->control;
+    mmapds_record_item *end = (mmapds_record_item *)(segment->base + (position - segment->start));
+    if (segment->start + segment->length - position < MMAPDS_ITEM_HEAD)
+        return;
+    memset(end, 0, MMAPDS_ITEM_HEAD);
+    end->order = control->tail_sequence << 8 | MMAPDS_END;
+    end->extent = control->epoch << MMAPDS_ITEM_BITS;
+    end->check = mmapds_item_check(end, position, view->key);
+}
+
+/* Puts one item; `prepared` has hash, flags (but DELAYED), born, due and delay. With the lock. Sets `position`. */
+static inline int queue_put_one(queue_view *view, const char *data, uint64_t size, const mmapds_record_item *prepared,
+                                uint64_t *position)
+{
+    mmapds_queue *control = view->control;
+    uint64_t flags = prepared->order | (prepared->delay ? MMAPDS_DELAYED : 0);
+    uint64_t bytes = queue_record_bytes(flags, size), tail = control->tail, next, end;
+    uint64_t units = (bytes + MMAPDS_PAGE + view->segment_size - 1) / view->segment_size;
+    const queue_segment *segment = queue_find(view, tail), *after;
+    if ((view->maxsize || view->max_bytes) && queue_full(view, bytes))
+        return QUEUE_FULL;
+    if (!segment) {
+        view->wanted = tail / view->segment_size;
+        view->units = units;
+        return tail % view->segment_size == MMAPDS_PAGE ? QUEUE_SEGMENT : QUEUE_MAP; /* in the first case it may not exist */
+    }
+    for (;;) {
+        end = segment->start + segment->length;
+        if (bytes <= end - tail)
+            break;
+        after = queue_find(view, end);
+        if (!after) {
+            view->wanted = end / view->segment_size;
+            view->units = units;
+            return QUEUE_SEGMENT;
+        }
+        queue_seal(view, segment, tail);
+        if (kernel_lost(segment->lost))
+            return QUEUE_LOST;
+        if (control->header.durability && !view->private_copy && msync(segment->base, segment->length, MS_SYNC) != 0) {
+            int failed = errno;
+            store_seq_cst_u64(&control->header.failed, 1);
+            return -failed;
+        }
+        segment = after; /* perhaps too small, made for somebody's smaller item: then it stays empty, and the next is tried */
+        tail = end + MMAPDS_PAGE;
+        store_seq_cst_u64(&control->tail, tail);
+    }
+    mmapds_record_item *record = (mmapds_record_item *)(segment->base + (tail - segment->start));
+    uint64_t sequence = control->tail_sequence, none[3] = {0, 0, 0};
+    mmapds_record_item head = *prepared;
+    head.order = sequence << 8 | flags;
+    head.extent = size | control->epoch << MMAPDS_ITEM_BITS;
+    head.wall = head.wait = head.place = 0;
+    head.check = mmapds_item_check(&head, tail, view->key);
+    head.state = mmapds_item_state(MMAPDS_ITEM_NEW, 0, none, tail, view->key);
+    if (flags & MMAPDS_DELAYED)
+        memcpy(record, &head, sizeof(head));
+    else
+        memcpy(record, &head, MMAPDS_ITEM_HEAD);
+    char *payload = (char *)record + (flags & MMAPDS_DELAYED ? sizeof(head) : MMAPDS_ITEM_HEAD);
+    if (size & 7)
+        memset(payload + (size & ~7ULL), 0, 8);
+    memcpy(payload, data, size);
+    if (kernel_lost(segment->lost))
+        return QUEUE_LOST;
+    *position = tail;
+    next = tail + bytes;
+    if (end - next < MMAPDS_ITEM_HEAD || segment->length > view->segment_size) { /* a large item is alone */
+        queue_seal(view, segment, next);
+        next = end + MMAPDS_PAGE;
+    }
+    store_relaxed_u64(&control->saved_sequence, sequence);
+    __atomic_thread_fence(__ATOMIC_RELEASE); /* each of these before the next: see the top */
+    store_relaxed_u64(&control->saved_tail, control->tail);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+    store_relaxed_u64(&control->tail_sequence, sequence + 1);
+    store_seq_cst_u64(&control->tail, next); /* pairs with the load in queue_pick */
+    return QUEUE_DONE;
+}
+
+static inline int queue_put(queue_view *view, const char *data, uint64_t size, const mmapds_record_item *prepared,
+                            uint64_t *position, int patient)
+{
+    int status = queue_put_lock(view, patient);
+    if (status)
+        return status;
+    status = queue_put_one(view, data, size, prepared, position);
+    if (kernel_lost(view->lost))
+        status = QUEUE_LOST;
+    lockword_release(&view->control->put_lock, 0);
+    if (status == QUEUE_DONE)
+        queue_wake(view, QUEUE_ITEMS, 1);
+    return status;
+}
+
+/* ---- taking --------------------------------------------------------------------------------------------------- */
+
+/* The name of a finished segment goes. Repeated after a death. */
+static inline void queue_drop(queue_view *view)
+{
+    mmapds_queue *control = view->control;
+    char name[40];
+    snprintf(name, sizeof(name), "%016llx.segment", (unsigned long long)control->finished);
+    if (view->directory >= 0)
+        unlinkat(view->directory, name, 0); /* if that fails, it stays: `verify` tells */
+    store_relaxed_u64(&control->finished, 0);
+}
+
+static inline int queue_take_lock(queue_view *view, int patient)
+{
+    mmapds_queue *control = view->control;
+    int dirty, failed = 0;
+    int status = queue_lock(view, &control->take_lock, patient);
+    if (status == LOCK_BUSY)
+        return QUEUE_BUSY;
+    dirty = status == LOCK_TAKEN_DIRTY;
+    if (load_relaxed_u64(&control->capacity) != view->capacity)
+        failed = QUEUE_REMAP;
+    else if (dirty && queue_rollback(view) != 0)
+        failed = QUEUE_DAMAGED;
+    else if (dirty && control->finished)
+        queue_drop(view);
+    view->damaged = 0;
+    if (kernel_lost(view->lost))
+        failed = QUEUE_LOST;
+    if (failed)
+        lockword_release(&control->take_lock, dirty);
+    return failed;
+}
+
+/* Ends what queue_take_lock began: with status DONE the transition counts, else it is taken back. */
+static inline int queue_take_unlock(queue_view *view, int status)
+{
+    mmapds_queue *control = view->control;
+    int dirty = 0;
+    if (view->damaged)
+        status = QUEUE_DAMAGED;
+    if (kernel_lost(view->lost))
+        status = QUEUE_LOST;
+    if (control->logged) {
+        if (status == QUEUE_DONE || status == QUEUE_TIRED)
+            queue_commit(view);
+        else
+            dirty = queue_rollback(view) != 0;
+    }
+    if (control->finished && !dirty)
+        queue_drop(view);
+    lockword_release(&control->take_lock, dirty);
+    return status;
+}
+
+/* Delays and leases that are over. A transition each. */
+static inline void queue_expire(queue_view *view)
+{
+    mmapds_queue *control = view->control;
+    uint32_t number = queue_top(view, QUEUE_TIMED);
+    if (!number)
+        return;
+    uint64_t now = queue_now(view);
+    while (number && !view->damaged) {
+        mmapds_held *entry = queue_entry(view, number);
+        if (entry->due > now)
+            break;
+        if (entry->kind == QUEUE_LEASED) {
+            queue_unhold(view, number);
+            queue_add(view, &control->tallies[QUEUE_EXPIRED], 1);
+        } else {
+            queue_unawait(view, number);
+        }
+        queue_await(view, number, 0);
+        if (view->damaged)
+            break;
+        queue_commit(view);
+        number = queue_top(view, QUEUE_TIMED);
+    }
+}
+
+/* Finds what is to be taken next: DONE, and either `item->entry` or the record at the head, read into `copy`. */
+static inline int queue_pick(queue_view *view, queue_item *item, mmapds_record_item *copy)
+{
+    mmapds_queue *control = view->control;
+    const queue_segment *segment;
+    uint64_t head, bytes, now = 0;
+    uint32_t ready;
+    if (control->heaps[QUEUE_TIMED])
+        queue_expire(view);
+    for (;;) {
+        if (view->damaged)
+            return QUEUE_DAMAGED;
+        head = control->head;
+        ready = queue_top(view, QUEUE_READY);
+        if (ready) {
+            const mmapds_held *entry = queue_entry(view, ready);
+            if (entry->place < 2 * head + 1 || head == load_seq_cst_u64(&control->tail)) {
+                item->entry = ready;
+                item->position = entry->position;
+                if (!(segment = queue_find(view, entry->position)))
+                    return queue_map(view, entry->position);
+                item->record = (mmapds_record_item *)(segment->base + (entry->position - segment->start));
+                bytes = queue_record(view, segment, entry->position, copy);
+                if (kernel_lost(segment->lost))
+                    return QUEUE_LOST;
+                return bytes && copy->order >> 8 == entry->sequence ? QUEUE_DONE : QUEUE_BAD;
+            }
+        }
+        item->entry = 0;
+        if (head >= view->tail_seen) { /* others may have taken beyond it */
+            view->tail_seen = load_seq_cst_u64(&control->tail); /* pairs with the store in queue_put_one */
+            if (head >= view->tail_seen)
+                return QUEUE_EMPTY;
+        }
+        if (!(segment = queue_find(view, head)))
+            return queue_map(view, head);
+        item->position = head;
+        item->record = (mmapds_record_item *)(segment->base + (head - segment->start));
+        bytes = queue_record(view, segment, head, copy);
+        if (kernel_lost(segment->lost))
+            return QUEUE_LOST;
+        if (!bytes || copy->order >> 8 != (control->head_sequence & 0xffffffffffffffULL))
+            return QUEUE_BAD;
+        if (copy->order & MMAPDS_END) {
+            queue_leave(view, segment);
+        } else if (copy->order & MMAPDS_DELAYED && (now ? now : (now = queue_now(view))) < copy->due) {
+            uint32_t number = queue_make(view, head, control->head_sequence, copy->extent & ((1ULL << MMAPDS_ITEM_BITS) - 1),
+                                         QUEUE_DELAYED);
+            if (!number)
+                return QUEUE_GROW;
+            queue_await(view, number, copy->due);
+            queue_add(view, &control->head_sequence, 1);
+            queue_set(view, &control->head, head + bytes);
+            if (segment->start + segment->length - (head + bytes) < MMAPDS_ITEM_HEAD)
+                queue_leave(view, segment);
+        } else {
+            return QUEUE_DONE;
+        }
+        if (view->damaged)
+            return QUEUE_DAMAGED;
+        queue_commit(view);
+        if (control->finished)
+            queue_drop(view);
+    }
+}
+
+/* The head goes past a record that was put there. */
+static inline void queue_pass(queue_view *view, const mmapds_record_item *copy)
+{
+    mmapds_queue *control = view->control;
+    uint64_t head = control->head, bytes = queue_record_bytes(copy->order, copy->extent & ((1ULL << MMAPDS_ITEM_BITS) - 1));
+    const queue_segment *segment = queue_find(view, head);
+    queue_set(view, &control->head_sequence, control->head_sequence + 1);
+    if (segment->start + segment->length - (head + bytes) < MMAPDS_ITEM_HEAD)
+        queue_leave(view, segment);
+    else
+        queue_set(view, &control->head, head + bytes);
+}
+
+/* Takes the next item, with the lock. GET copies its payload, if it fits into `room`, and owes a task_done; CLAIM holds it,
+   until `lease` if that is not 0; DROP forgets it. */
+static inline int queue_take_one(queue_view *view, int how, uint64_t lease, char *into, uint64_t room, queue_item *item)
+{
+    mmapds_record_item copy;
+    mmapds_held *entry;
+    int status = queue_pick(view, item, &copy);
+    if (status)
+        return status;
+    item->sequence = copy.order >> 8;
+    item->flags = copy.order & 0xff;
+    item->size = copy.extent & ((1ULL << MMAPDS_ITEM_BITS) - 1);
+    item->epoch = copy.extent >> MMAPDS_ITEM_BITS;
+    item->hash = copy.hash;
+    item->born = copy.born;
+    item->attempts = 0;
+    if (item->entry) {
+        entry = queue_entry(view, item->entry);
+        item->attempts = entry->attempts;
+        if (how != QUEUE_DROP && view->max_attempts && entry->attempts >= view->max_attempts) {
+            status = QUEUE_TIRED;
+            how = QUEUE_CLAIM;
+            lease = 0;
+        }
+    }
+    if (how == QUEUE_CLAIM) {
+        if (item->entry) {
+            queue_unawait(view, item->entry);
+        } else {
+            item->entry = queue_make(view, item->position, item->sequence, item->size, QUEUE_CLAIMED);
+            if (!item->entry)
+                return QUEUE_GROW;
+            queue_pass(view, &copy);
+        }
+        item->fence = queue_hold(view, item->entry, lease);
+        if (status == QUEUE_TIRED)
+            queue_entry(view, item->entry)->attempts = item->attempts; /* this is no attempt */
+        else
+            item->attempts++;
+    } else {
+        if (how == QUEUE_GET) {
+            if (item->size > room)
+                return QUEUE_LARGE;
+            memcpy(into, queue_payload(item->record), item->size);
+            const queue_segment *segment = queue_find(view, item->position);
+            if (kernel_lost(segment->lost))
+                return QUEUE_LOST;
+            queue_add(view, &queue_slot(view, view->holder)->owing, 1);
+        }
+        if (item->entry) {
+            queue_unawait(view, item->entry);
+            queue_free(view, item->entry);
+        } else {
+            queue_pass(view, &copy);
+        }
+    }
+    if (view->damaged)
+        return QUEUE_DAMAGED;
+    queue_commit(view);
+    if (how == QUEUE_CLAIM)
+        queue_store_state(view, item->record, item->position, MMAPDS_ITEM_CLAIMED, item->attempts, 0, 0, copy.place);
+    else
+        queue_store_state(view, item->record, item->position, MMAPDS_ITEM_DONE, item->attempts, 0, 0, 0);
+    return status;
+}
+
+static inline int queue_take(queue_view *view, int how, uint64_t lease, char *into, uint64_t room, queue_item *item, int patient)
+{
+    int status = queue_take_lock(view, patient);
+    if (status)
+        return status;
+    status = queue_take_unlock(view, queue_take_one(view, how, lease, into, room, item));
+    if (status == QUEUE_DONE && (view->maxsize || view->max_bytes))
+        queue_wake(view, QUEUE_ROOM, 1);
+    return status;
+}
+
+/* Bytes of the item that a get would take, as it looks now; at most `limit`. A guess, for a buffer. */
+static inline uint64_t queue_guess(const queue_view *view, uint64_t limit)
+{
+    const mmapds_queue *control = view->control;
+    const queue_segment *segment;
+    uint64_t head = load_relaxed_u64(&control->head), size = 0;
+    if (load_relaxed_u64(&control->heaps[QUEUE_READY])) {
+        uint32_t top = control->entries[0].cells[QUEUE_READY];
+        size = top - 1 < view->capacity ? control->entries[top - 1].size : 0;
+    } else if ((segment = queue_find(view, head)) && segment->start + segment->length - head >= MMAPDS_ITEM_HEAD) {
+        const mmapds_record_item *record = (const mmapds_record_item *)(segment->base + (head - segment->start));
+        size = record->extent & ((1ULL << MMAPDS_ITEM_BITS) - 1);
+    }
+    return size < limit ? size : limit;
+}
+
+/* ---- claims ---------------------------------------------------------------------------------------------------- */
+
+static inline int queue_ours(queue_view *view, uint32_t number, uint64_t fence)
+{
+    const mmapds_held *entry = queue_entry(view, number);
+    return fence && entry->fence == fence && entry->holder == view->holder && view->holder;
+}
+
+/* The claimed item is done; or, with `owe`, it is got, and will be done with task_done. */
+static inline int queue_ack(queue_view *view, const queue_item *item, int owe, int patient)
+{
+    int status = queue_take_lock(view, patient);
+    if (status)
+        return status;
+    if (queue_ours(view, item->entry, item->fence)) {
+        queue_unhold(view, item->entry);
+        queue_free(view, item->entry);
+        if (owe)
+            queue_add(view, &queue_slot(view, view->holder)->owing, 1);
+    } else {
+        status = QUEUE_STALE;
+    }
+    if (status == QUEUE_DONE && !view->damaged) {
+        queue_commit(view);
+        queue_store_state(view, item->record, item->position, MMAPDS_ITEM_DONE, item->attempts, 0, 0, 0);
+    }
+    status = queue_take_unlock(view, status);
+    if (status == QUEUE_DONE)
+        queue_wake(view, QUEUE_JOINED, INT_MAX);
+    return status;
+}
+
+/* The claimed item comes back: after `delay` ns, to its own place, or behind all that is there. */
+static inline int queue_nack(queue_view *view, const queue_item *item, uint64_t delay, int to_back, int uncount, int patient)
+{
+    mmapds_queue *control = view->control;
+    uint64_t place = 0;
+    int status = queue_take_lock(view, patient);
+    if (status)
+        return status;
+    if (queue_ours(view, item->entry, item->fence)) {
+        mmapds_held *entry = queue_entry(view, item->entry);
+        queue_unhold(view, item->entry);
+        if (to_back)
+            queue_set(view, &entry->place, 2 * load_seq_cst_u64(&control->tail));
+        if (uncount && entry->attempts)
+            queue_set_half(view, &entry->attempts, entry->attempts - 1);
+        queue_await(view, item->entry, delay ? queue_now(view) + delay : 0);
+        if (!uncount)
+            queue_add(view, &control->tallies[QUEUE_RETURNS], 1);
+        if (!view->damaged) {
+            place = entry->place & 1 ? 0 : entry->place;
+            queue_commit(view);
+            queue_store_state(view, item->record, item->position, MMAPDS_ITEM_RETURNED, entry->attempts,
+                              delay ? queue_wall(CLOCK_REALTIME) + delay : 0, delay, place);
+        }
+    } else {
+        status = QUEUE_STALE;
+    }
+    status = queue_take_unlock(view, status);
+    if (status == QUEUE_DONE)
+        queue_wake(view, QUEUE_ITEMS, 1);
+    return status;
+}
+
+/* The claim ends `lease` ns from now, or, if that is 0, with its holder. */
+static inline int queue_touch(queue_view *view, const queue_item *item, uint64_t lease, int patient)
+{
+    mmapds_queue *control = view->control;
+    int status = queue_take_lock(view, patient);
+    if (status)
+        return status;
+    if (queue_ours(view, item->entry, item->fence)) {
+        mmapds_held *entry = queue_entry(view, item->entry);
+        if (entry->kind == QUEUE_LEASED) {
+            queue_pull(view, QUEUE_TIMED, item->entry);
+            queue_add(view, &control->leased, -1);
+        }
+        queue_set_half(view, &entry->kind, lease ? QUEUE_LEASED : QUEUE_CLAIMED);
+        queue_set(view, &entry->due, lease ? queue_now(view) + lease : 0);
+        if (lease) {
+            queue_add(view, &control->leased, 1);
+            queue_push(view, QUEUE_TIMED, item->entry);
+        }
+    } else {
+        status = QUEUE_STALE;
+    }
+    return queue_take_unlock(view, status);
+}
+
+/* ---- holders ---------------------------------------------------------------------------------------------------- */
+
+/* The last claim of a holder comes back; 0 if it has none. With the lock; a transition. */
+static inline int queue_give_back(queue_view *view, mmapds_holder *slot, int tally)
+{
+    uint32_t number = (uint32_t)slot->claims;
+    if (!number || view->damaged)
+        return 0;
+    queue_unhold(view, number);
+    queue_await(view, number, 0);
+    queue_add(view, &view->control->tallies[tally], 1);
+    if (view->damaged)
+        return 0;
+    queue_commit(view);
+    return 1;
+}
+
+/* What the holder in this slot has goes back, and the slot is free. With the lock. */
+static inline int queue_evict(queue_view *view, mmapds_holder *slot, int tally)
+{
+    int found = 0;
+    while (queue_give_back(view, slot, tally))
+        found++;
+    if (slot->owing)
+        queue_set(view, &slot->owing, 0);
+    queue_set(view, &slot->token, 0);
+    if (!view->damaged)
+        queue_commit(view);
+    return found;
+}
+
+/* Returns what dead holders had; the number of items, or -status. `all`: also looks at those who have nothing. */
+static inline int queue_bury_dead(queue_view *view, int all, int patient)
+{
+    mmapds_queue *control = view->control;
+    uint64_t used = load_relaxed_u64(&control->holders);
+    int found = 0;
+    for (uint32_t i = 0; i < used && i < MMAPDS_HOLDERS; i++) {
+        mmapds_holder *slot = &control->slots[i];
+        uint64_t token = load_relaxed_u64(&slot->token);
+        if (!token || token == view->token || !(all || load_relaxed_u64(&slot->claimed) || load_relaxed_u64(&slot->owing)))
+            continue;
+        int64_t byte = lockword_byte(token & LOCK_TOKEN);
+        if (kernel_lock(view->locks, F_WRLCK, byte, 1, 0) != 0)
+            continue;
+        /* Dead, and nobody else looks after it while we have its byte; tokens are never used again. */
+        int status = queue_take_lock(view, patient);
+        if (status == QUEUE_DONE) {
+            if (slot->token == token)
+                found += queue_evict(view, slot, QUEUE_DEATHS);
+            status = queue_take_unlock(view, view->damaged ? QUEUE_DAMAGED : QUEUE_DONE);
+        }
+        kernel_lock(view->locks, F_UNLCK, byte, 1, 0);
+        if (status)
+            return -status;
+    }
+    if (found)
+        queue_wake(view, QUEUE_ITEMS, 1);
+    return found;
+}
+
+/* A slot for this handle. */
+static inline int queue_register(queue_view *view, uint64_t pid, int patient)
+{
+    mmapds_queue *control = view->control;
+    int status = queue_take_lock(view, patient);
+    if (status)
+        return status;
+    uint64_t at = 0;
+    while (at < MMAPDS_HOLDERS && control->slots[at].token)
+        at++;
+    if (at == MMAPDS_HOLDERS)
+        return queue_take_unlock(view, QUEUE_CROWDED);
+    mmapds_holder *slot = &control->slots[at];
+    queue_set(view, &slot->owing, 0);
+    queue_set(view, &slot->claims, 0);
+    queue_set(view, &slot->claimed, 0);
+    queue_set(view, &slot->pid, pid);
+    if (at >= control->holders)
+        queue_set(view, &control->holders, at + 1);
+    queue_set(view, &slot->token, view->token);
+    view->holder = (uint32_t)at + 1;
+    status = queue_take_unlock(view, QUEUE_DONE);
+    if (status)
+        view->holder = 0;
+    return status;
+}
+
+/* This handle ends: its claims come back. */
+static inline int queue_unregister(queue_view *view, int patient)
+{
+    int status = queue_take_lock(view, patient);
+    if (status)
+        return status;
+    if (view->holder)
+        queue_evict(view, queue_slot(view, view->holder), QUEUE_RETURNS);
+    view->holder = 0;
+    status = queue_take_unlock(view, QUEUE_DONE);
+    queue_wake(view, QUEUE_ITEMS, 1);
+    queue_wake(view, QUEUE_JOINED, INT_MAX);
+    return status;
+}
+
+/* `count` of the items that we got are done; STALE if we do not owe so many. */
+static inline int queue_task_done(queue_view *view, uint64_t count, int patient)
+{
+    int status = queue_take_lock(view, patient);
+    if (status)
+        return status;
+    mmapds_holder *slot = view->holder ? queue_slot(view, view->holder) : NULL;
+    if (slot && slot->owing >= count)
+        queue_set(view, &slot->owing, slot->owing - count);
+    else
+        status = QUEUE_STALE;
+    status = queue_take_unlock(view, status);
+    if (status == QUEUE_DONE)
+        queue_wake(view, QUEUE_JOINED, INT_MAX);
+    return status;
+}
+
+/* Items that are not done: waiting, claimed, or got and owed. */
+static inline int64_t queue_unfinished(const mmapds_queue *control)
+{
+    uint64_t used = load_relaxed_u64(&control->holders);
+    int64_t sum = queue_waiting(control) + (int64_t)load_relaxed_u64(&control->claimed);
+    for (uint64_t i = 0; i < used && i < MMAPDS_HOLDERS; i++)
+        if (load_relaxed_u64(&control->slots[i].token))
+            sum += (int64_t)load_relaxed_u64(&control->slots[i].owing);
+    return sum;
+}
+
+/* The records from the head up to `position`, which are not what was written, are given up: `count` of them. STALE if the
+   head has moved meanwhile. */
+static inline int queue_skip(queue_view *view, uint64_t head, uint64_t position, uint64_t count, int patient)
+{
+    mmapds_queue *control = view->control;
+    const queue_segment *segment;
+    int status = queue_take_lock(view, patient);
+    if (status)
+        return status;
+    segment = queue_find(view, head);
+    if (control->head != head || !segment) {
+        status = QUEUE_STALE;
+    } else {
+        queue_add(view, &control->head_sequence, count);
+        queue_add(view, &control->tallies[QUEUE_SET_ASIDE], count);
+        if (position >= segment->start + segment->length)
+            queue_leave(view, segment);
+        else
+            queue_set(view, &control->head, position);
+    }
+    return queue_take_unlock(view, status);
+}
+
+/* The returned item whose record is not what was written is given up. */
+static inline int queue_discard(queue_view *view, uint32_t number, uint64_t position, int patient)
+{
+    int status = queue_take_lock(view, patient);
+    if (status)
+        return status;
+    mmapds_held *entry = queue_entry(view, number);
+    if (entry->position == position && entry->kind == QUEUE_WAITING) {
+        queue_unawait(view, number);
+        queue_free(view, number);
+        queue_add(view, &view->control->tallies[QUEUE_SET_ASIDE], 1);
+    } else {
+        status = QUEUE_STALE;
+    }
+    return queue_take_unlock(view, status);
+}
+
+/* Takes away what waits in an entry: 1 if something did. */
+static inline int queue_purge_entry(queue_view *view, uint32_t number, int *found, int patient)
+{
+    mmapds_record_item copy;
+    int status = queue_take_lock(view, patient);
+    if (status)
+        return status;
+    mmapds_held *entry = queue_entry(view, number);
+    *found = 0;
+    if (entry->kind == QUEUE_WAITING || entry->kind == QUEUE_DELAYED) {
+        uint64_t position = entry->position;
+        const queue_segment *segment = queue_find(view, position);
+        if (!segment)
+            return queue_take_unlock(view, queue_map(view, position));
+        queue_unawait(view, number);
+        queue_free(view, number);
+        if (!view->damaged) {
+            queue_commit(view);
+            if (queue_record(view, segment, position, &copy))
+                queue_store_state(view, (mmapds_record_item *)(segment->base + (position - segment->start)), position,
+                                  MMAPDS_ITEM_DONE, 0, 0, 0, 0);
+            *found = 1;
+        }
+    }
+    return queue_take_unlock(view, QUEUE_DONE);
+}
+
+/* ---- waiting ---------------------------------------------------------------------------------------------------- */
+
+/* Says that somebody is about to sleep; look again before queue_sleep(). */
+static inline uint32_t queue_announce(queue_view *view, int event)
+{
+    store_seq_cst_u32(&view->control->events[event].sleepers, 1);
+    return load_seq_cst_u32(&view->control->events[event].count);
+}
+
+/* At most `nanoseconds`, QUEUE_SLICE, or until the next delay or lease is over. */
+static inline int queue_sleep(queue_view *view, int event, uint32_t seen, int64_t nanoseconds)
+{
+    mmapds_queue *control = view->control;
+    if (nanoseconds > QUEUE_SLICE)
+        nanoseconds = QUEUE_SLICE;
+    if (event == QUEUE_ITEMS && load_relaxed_u64(&control->heaps[QUEUE_TIMED])) {
+        uint32_t top = control->entries[0].cells[QUEUE_TIMED];
+        int64_t left = top - 1 < view->capacity ? (int64_t)control->entries[top - 1].due - queue_now(view) : 0;
+        if (left < nanoseconds)
+            nanoseconds = left > 0 ? left : 0;
+    }
+    return nanoseconds > 0 ? kernel_futex_wait(&control->events[event].count, seen, nanoseconds) : 0;
+}
+
+#endif

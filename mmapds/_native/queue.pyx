@@ -1,0 +1,1038 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, auto_pickle=False
+"""The hot half of Queue: put, get, claim, and waiting for them.
+
+Payloads are hashed and decoded outside every lock. A `get` makes its buffer before it locks, as large as the next item
+looks, because what happens under the lock must need nothing from Python; a guess that was wrong costs a repetition. Large
+items are claimed, copied without a lock, and acknowledged: who dies in between has not had them.
+
+Who waits spins for some microseconds first: between two busy processes the next item is nearer than a system call.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.object cimport PyObject
+from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
+from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from mmapds._native.atomics cimport (
+    cpu_relax, fetch_add_seq_cst_u64, load_relaxed_u64, load_seq_cst_u64, store_seq_cst_u64,
+)
+from mmapds._native.kernel cimport deadline, kernel_clock_ns, raise_errno
+from mmapds._native.lockword cimport Owner
+from mmapds._native.queueview cimport *
+from mmapds._native.queueview cimport QueueView, Segments, ready
+from mmapds._native.region cimport Mapping
+
+from queue import Empty, Full
+
+from xxhash import xxh3_64_intdigest
+
+from mmapds.errors import Closed, CorruptionError, ForkedHandle, ShutDown, StaleClaim
+
+
+cdef Py_ssize_t LARGE = 65536           # bytes from which an item is not copied under the lock
+cdef int64_t SPIN = 15000               # ns
+cdef double LONGEST = 9e9               # seconds that fit into nanoseconds
+cdef Py_ssize_t BATCH = 256            # items that are put or taken under one lock
+cdef int COARSE = 5                     # CLOCK_REALTIME_COARSE
+
+
+cdef int64_t nanoseconds(object seconds, str what) except -1:
+    """A duration, of 0 or more."""
+    cdef double value = seconds
+    if not value >= 0:
+        raise ValueError(f"{what} is {seconds} seconds: it must be 0 or more")
+    return <int64_t>(min(value, LONGEST) * 1e9)
+
+
+cdef int64_t limit_of(object block, object timeout) except -1:
+    """When a wait ends, on kernel_clock_ns; 0: at once. As queue.Queue takes them."""
+    if not block:
+        return 0
+    if timeout is None:
+        return INT64_MAX
+    if timeout < 0:
+        raise ValueError("'timeout' must be a non-negative number")
+    return deadline(timeout)
+
+
+cdef Mapping mapping_in(Segments table, uint64_t position):
+    cdef uint32_t i
+    for i in range(table.count):
+        if position - table.entries[i].start < table.entries[i].length:
+            return table.mappings[i]
+    return None
+
+
+@cython.final
+@cython.binding(False)
+cdef class Claim:
+    """A hold on an item: it is nobody else's until it is acknowledged, returned, or its handle ends.
+
+    :attr:`item` is the value. A context manager: leaving the block acknowledges the item; leaving it by an exception
+    returns it, to its old place, after the queue's `retry_delay`, or to the dead letters after `max_attempts`. Every method
+    but `touch` ends the claim; after that, and once the claim was lost (its lease ended), they raise `StaleClaim`. A claim
+    that is dropped returns the item. In a fork's child it is the parent's: `ForkedHandle`.
+    """
+
+    def __init__(self):
+        raise TypeError("claims come from Queue.claim()")
+
+    def __dealloc__(self):
+        if self.queue is not None and not self.settled and self.ours == self.queue.epoch[0]:
+            self.settled = True
+            self.drop()
+
+    def drop(self):
+        try:
+            self.settled = False
+            self.back(0, False, False)
+        except (Closed, StaleClaim, CorruptionError, OSError):
+            pass                            # nobody can be told; the item comes back with its handle
+
+    @property
+    def id(self):
+        """"EPOCH-SEQUENCE": the same at each delivery of this item, and no other item's of this queue."""
+        return f"{self.held.epoch}-{self.held.sequence}"
+
+    @property
+    def attempts(self):
+        """How many times the item has been delivered by a claim, with this one."""
+        return self.held.attempts
+
+    @property
+    def put_at(self):
+        """When the item was put: seconds since 1970, some milliseconds coarse."""
+        return self.held.born / 1e9
+
+    @property
+    def active(self):
+        """False once this object has ended the claim. A lease may have ended without it."""
+        return not self.settled
+
+    cdef int begin(self) except -1:
+        if self.ours != self.queue.epoch[0]:
+            raise ForkedHandle("the claim is the parent's: a fork does not inherit it; claim in this process")
+        if self.settled:
+            raise StaleClaim(f"claim {self.id} of {self.queue.path} has been ended: each claim is acked or returned once")
+        ready(self.queue)
+        return 0
+
+    cdef int check(self, int status) except -1:
+        """After a transition: 1 if it is to be repeated."""
+        if status == QUEUE_DONE:
+            self.settled = True
+            self.segment.check()
+            return 0
+        if status == QUEUE_STALE:
+            self.settled = True
+            raise StaleClaim(
+                f"claim {self.id} of {self.queue.path} was lost: its lease ended, and the item went back to the queue; "
+                "somebody else may have it. Do less per claim, touch() it, or take a longer lease."
+            )
+        if status != QUEUE_BUSY:
+            self.queue.settle(status)
+        return 1
+
+    cdef int done(self, bint owe) except -1:
+        cdef QueueCore queue = self.queue
+        cdef queue_view view
+        cdef Mapping meta
+        cdef int status
+        self.begin()
+        status = queue_ack(&queue.view, &self.held, owe, False)
+        while status != QUEUE_DONE:
+            if status == QUEUE_BUSY:
+                view = queue.view
+                meta = queue.mapping
+                queue.users += 1
+                with nogil:
+                    status = queue_ack(&view, &self.held, owe, True)
+                queue.users -= 1
+                if status == QUEUE_DONE:
+                    break
+                PyErr_CheckSignals()
+            self.check(status)
+            self.begin()
+            status = queue_ack(&queue.view, &self.held, owe, False)
+        self.check(QUEUE_DONE)
+        if queue.power:
+            queue.durable(self.segment)
+        return 0
+
+    cdef int back(self, uint64_t delay, bint to_back, bint uncount) except -1:
+        cdef QueueCore queue = self.queue
+        cdef queue_view view
+        cdef Mapping meta
+        cdef int status = QUEUE_BUSY
+        cdef bint patient = False
+        self.begin()
+        while True:
+            view = queue.view
+            meta = queue.mapping
+            queue.users += 1
+            with nogil:
+                status = queue_nack(&view, &self.held, delay, to_back, uncount, True)
+            queue.users -= 1
+            if status == QUEUE_DONE:
+                return self.check(status)
+            PyErr_CheckSignals()
+            self.check(status)
+            self.begin()
+
+    cdef bytes payload(self):
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, self.held.size)
+        cdef char *to = PyBytes_AS_STRING(data)
+        cdef char *source = queue_payload(self.held.record)
+        if <Py_ssize_t>self.held.size >= LARGE:
+            with nogil:
+                memcpy(to, source, self.held.size)
+        else:
+            memcpy(to, source, self.held.size)
+        self.segment.check()
+        return data
+
+    def _payload(self):
+        """What is stored: the payload, perhaps compressed, its flags, and when it was put."""
+        return self.payload(), self.held.flags, self.held.born
+
+    def ack(self):
+        """The item is done, and gone. Counts as `task_done`.
+
+        Durability "power": when it returns, the disk knows. StaleClaim if the claim was lost.
+        """
+        self.done(False)
+
+    def nack(self, delay=None, *, bint to_back=False, error=None):
+        """The item comes back: to its old place, or, with `to_back`, behind all others, after `delay` seconds.
+
+        `delay` None: the queue's `retry_delay`. After `max_attempts` deliveries it goes to the dead letters instead, with
+        `error` (a text, or an exception).
+        """
+        cdef QueueCore queue = self.queue
+        self.begin()
+        if queue.view.max_attempts and self.held.attempts >= queue.view.max_attempts:
+            queue._bury(self, f"failed {self.held.attempts} times", error)
+            return
+        self.back(nanoseconds(queue._retry(self.held.attempts) if delay is None else delay, "delay"), to_back, False)
+
+    def bury(self, reason=None):
+        """The item goes to the dead letters now. Counts as `task_done`."""
+        self.begin()
+        self.queue._bury(self, "buried" if reason is None else str(reason), None)
+
+    def touch(self, seconds=None):
+        """From now on the claim ends in so many seconds if nothing else ends it; None: with its handle only."""
+        cdef QueueCore queue = self.queue
+        cdef queue_view view
+        cdef Mapping meta
+        cdef uint64_t lease = max(1, nanoseconds(seconds, "the lease")) if seconds is not None else 0
+        cdef int status = QUEUE_BUSY
+        self.begin()
+        while status != QUEUE_DONE:
+            view = queue.view
+            meta = queue.mapping
+            queue.users += 1
+            with nogil:
+                status = queue_touch(&view, &self.held, lease, True)
+            queue.users -= 1
+            if status != QUEUE_DONE:
+                PyErr_CheckSignals()
+                self.check(status)
+                self.begin()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        if self.settled or self.ours != self.queue.epoch[0]:
+            return                          # ended inside the block; or forked inside it: the parent's
+        if kind is None:
+            self.done(False)
+        elif issubclass(kind, Exception):
+            try:
+                self.nack(error=value)
+            except (StaleClaim, Closed):
+                pass                        # lost meanwhile: the item is back already, and the block's error counts
+        else:
+            try:
+                self.back(0, False, False)  # interrupted, not failed
+            except (StaleClaim, Closed):
+                pass
+
+    def __repr__(self):
+        state = "ended" if self.settled else "active"
+        return f"<Claim {self.id} of {self.queue.path} {state}, attempt {self.held.attempts}>"
+
+
+@cython.binding(False)
+cdef class QueueCore(QueueView):
+
+    def __cinit__(self, *args, **kwargs):
+        self.compress_from = -1
+
+    def _use(self, codec, compress_from, lease):
+        self.codec = codec
+        self.encode = codec.encode
+        self.decode = codec.decode
+        self.raw = codec.name == "raw"
+        self.compress_from = -1 if compress_from is None else compress_from
+        self.lease = 0 if lease is None else nanoseconds(lease, "lease")
+
+    # ---- putting -------------------------------------------------------------------------------------------------
+
+    cdef bytes data_of(self, item, uint64_t *flags):
+        cdef bytes data
+        if self.raw and type(item) is bytes:
+            data = item
+        else:
+            encoded = self.encode(item)
+            data = encoded if type(encoded) is bytes else bytes(encoded)
+        flags[0] = 0
+        if self.compress_from >= 0 and len(data) >= self.compress_from:
+            data, flags[0] = self._compress(data)
+        return data
+
+    cdef int prepare(self, bytes data, uint64_t flags, object delay, mmapds_record_item *prepared) except -1:
+        cdef uint64_t bytes_ = queue_record_bytes(MMAPDS_DELAYED, len(data))
+        if len(data) >> MMAPDS_ITEM_BITS:
+            raise ValueError(f"the item is {len(data)} bytes: fewer than 2**{MMAPDS_ITEM_BITS} fit")
+        if self.view.max_bytes and bytes_ > self.view.max_bytes:
+            raise ValueError(
+                f"the item takes {bytes_} bytes in the queue, and max_bytes is {self.view.max_bytes}: it can never fit"
+            )
+        prepared.hash = xxh3_64_intdigest(data)
+        prepared.order = flags
+        prepared.delay = 0
+        prepared.due = 0
+        prepared.born = queue_wall(COARSE)
+        if delay:
+            prepared.delay = nanoseconds(delay, "delay")
+            prepared.due = queue_now(&self.view) + prepared.delay
+        return 0
+
+    cdef int put_data(self, bytes data, mmapds_record_item *prepared, int64_t limit, uint64_t *position) except -1:
+        """DONE, with its position, or FULL."""
+        cdef queue_view view
+        cdef Mapping meta
+        cdef Segments table
+        cdef Owner owner
+        cdef uint32_t seen = 0
+        cdef bint announced = False
+        cdef const char *source = PyBytes_AS_STRING(data)
+        cdef Py_ssize_t size = len(data)
+        cdef int status
+        status = queue_put(&self.view, source, size, prepared, position, False)
+        while status != QUEUE_DONE:
+            if status == QUEUE_BUSY:
+                view = self.view
+                table = self.table
+                meta = self.mapping
+                owner = self.owner
+                self.users += 1
+                with nogil:
+                    status = queue_put(&view, source, size, prepared, position, True)
+                self.users -= 1
+                self.view.wanted = view.wanted
+                self.view.units = view.units
+                if status == QUEUE_DONE:
+                    break
+                PyErr_CheckSignals()
+            elif status == QUEUE_FULL:
+                if limit == 0:
+                    return QUEUE_FULL
+                if announced and self.wait(QUEUE_ROOM, seen, limit):
+                    return QUEUE_FULL
+                ready(self)
+                self.shut_down(True)
+                seen = queue_announce(&self.view, QUEUE_ROOM)
+                announced = True
+            else:
+                self.settle(status)
+            ready(self)
+            status = queue_put(&self.view, source, size, prepared, position, False)
+        if announced:
+            queue_wake(&self.view, QUEUE_ROOM, 1)       # others may wait for the room that is left
+        return QUEUE_DONE
+
+    cdef int synced(self, uint64_t position) except -1:
+        """Returns when the disk has what was put at a position, and before it."""
+        cdef Mapping segment = self.segment_at(position)
+        cdef uint64_t number = position // self.view.segment_size
+        if segment is None:
+            try:
+                segment = self._open_segment(number)
+            except FileNotFoundError:
+                return 0                    # taken by now, and finished
+        return self.durable(segment)
+
+    cdef int allowed(self) except -1:
+        """Before each put."""
+        ready(self)
+        if not self.writable:
+            self.refuse()
+        if load_relaxed_u64(&self.view.control.shutdowns) != self.shut:
+            self.shut_down(True)
+        if self.power:
+            self.check_durable()
+        return 0
+
+    def put(self, item, block=True, timeout=None, *, delay=0):
+        """Puts an item at the end; `Full` if `maxsize` or `max_bytes` leave no room for it in `timeout` seconds.
+
+        `delay`: seconds before which nobody gets it; after them it is in its place. Blocking for room, else lock-based and
+        short. When it returns, the item survives the death of any process, with durability "power" also of the machine;
+        killed inside, the item is there or not. ShutDown after shutdown(); OSError on a full disk, and then nothing has
+        changed; TypeError or ValueError from the codec.
+        """
+        cdef mmapds_record_item prepared
+        cdef uint64_t flags = 0, position = 0
+        cdef int64_t limit = limit_of(block, timeout)
+        cdef bytes data = self.data_of(item, &flags)
+        self.allowed()
+        self.prepare(data, flags, delay, &prepared)
+        if self.put_data(data, &prepared, limit, &position) == QUEUE_FULL:
+            raise Full
+        if self.power:
+            self.synced(position)
+
+    def put_nowait(self, item, *, delay=0):
+        """put() that does not wait."""
+        self.put(item, False, delay=delay)
+
+    def put_many(self, items, block=True, timeout=None, *, delay=0):
+        """Puts items one behind the other, faster than as many calls; other producers' may come in between.
+
+        All are encoded before the first is put. `Full` when there is no room for the rest: its `args[0]` is how many were
+        put.
+        """
+        cdef mmapds_record_item prepared
+        cdef list datas = [], flagged = [], hashes = []
+        cdef uint64_t flags = 0, position = 0
+        cdef bytes data
+        cdef int64_t limit = limit_of(block, timeout)
+        cdef Py_ssize_t i = 0, n, upto
+        cdef int status
+        for item in items:
+            data = self.data_of(item, &flags)
+            self.prepare(data, flags, delay, &prepared)
+            datas.append(data)
+            flagged.append(flags)
+            hashes.append(prepared.hash)
+        n = len(datas)
+        if n == 0:
+            return
+        self.allowed()
+        while i < n:
+            upto = min(n, i + BATCH)
+            status = queue_put_lock(&self.view, False)
+            if status == QUEUE_DONE:
+                while i < upto:             # with the GIL and the lock, and nothing that runs Python code
+                    data = <bytes>PyList_GET_ITEM(datas, i)
+                    prepared.order = <object>PyList_GET_ITEM(flagged, i)
+                    prepared.hash = <object>PyList_GET_ITEM(hashes, i)
+                    status = queue_put_one(&self.view, PyBytes_AS_STRING(data), len(data), &prepared, &position)
+                    if status != QUEUE_DONE:
+                        break
+                    i += 1
+                lockword_release(&self.view.control.put_lock, False)
+                queue_wake(&self.view, QUEUE_ITEMS, 1)
+                self.mapping.check()
+                if status == QUEUE_DONE:
+                    continue
+            data = datas[i]                 # one item with whatever it needs
+            prepared.order = flagged[i]
+            prepared.hash = hashes[i]
+            if self.put_data(data, &prepared, limit, &position) == QUEUE_FULL:
+                if self.power and i:
+                    self.synced(position)
+                raise Full(i)
+            i += 1
+        if self.power:
+            self.synced(position)
+
+    # ---- taking --------------------------------------------------------------------------------------------------
+
+    cdef int shut_down(self, bint empty) except -1:
+        """ShutDown, if it is: at once after an immediate one, else when nothing is left (or to put)."""
+        cdef mmapds_queue *control = self.view.control
+        if load_seq_cst_u64(&control.shutdowns) != self.shut and (empty or load_seq_cst_u64(&control.immediate) > self.shut):
+            raise ShutDown(f"{self.path} was shut down while this handle was open: what is opened from now on is not")
+        return 0
+
+    cdef int wait(self, int event, uint32_t seen, int64_t limit) except -1:
+        """Sleeps until there may be something; 1 if the time was over before."""
+        cdef queue_view view = self.view
+        cdef Mapping meta = self.mapping
+        cdef int64_t left = limit - kernel_clock_ns()
+        cdef int result
+        if left <= 0:
+            return 1
+        self.users += 1
+        with nogil:
+            result = queue_sleep(&view, event, seen, left)
+        self.users -= 1
+        PyErr_CheckSignals()
+        if result not in (0, -EAGAIN, -ETIMEDOUT, -EINTR):
+            meta.check()
+            load_seq_cst_u64(&view.control.tail)        # EFAULT: if the page is gone, this leaves the mark
+            meta.check()
+            raise_errno(-result, self.path)
+        if result == -ETIMEDOUT:
+            self._tend()
+        return 0
+
+    cdef int attempt(self, int how, uint64_t lease, char *into, Py_ssize_t room, queue_item *item) except -1:
+        """One transition, whatever it needs: DONE, TIRED, EMPTY, LARGE, BAD."""
+        cdef queue_view view
+        cdef Mapping meta
+        cdef Segments table
+        cdef Owner owner
+        cdef int status = queue_take(&self.view, how, lease, into, room, item, False)
+        while True:
+            if (status == QUEUE_DONE or status == QUEUE_EMPTY or status == QUEUE_LARGE or status == QUEUE_TIRED
+                    or status == QUEUE_BAD):
+                return status
+            if status == QUEUE_BUSY:
+                view = self.view
+                table = self.table
+                meta = self.mapping
+                owner = self.owner
+                self.users += 1
+                with nogil:
+                    status = queue_take(&view, how, lease, into, room, item, True)
+                self.users -= 1
+                if status == QUEUE_DONE or status == QUEUE_TIRED:
+                    if self.segment_at(item.position) is None:      # another thread has changed the table
+                        self.enter_segment(mapping_in(table, item.position),
+                                           mapping_in_start(table, item.position) // self.view.segment_size)
+                    return status
+                self.view.wanted = view.wanted
+                self.view.units = view.units
+                PyErr_CheckSignals()
+                ready(self)
+                if status != QUEUE_BUSY:
+                    continue
+            else:
+                self.settle(status)
+            ready(self)
+            if not self.view.holder and how != QUEUE_DROP:
+                self.hold_slot()
+            status = queue_take(&self.view, how, lease, into, room, item, False)
+
+    cdef int take(self, int how, object lease, list box, queue_item *item, int64_t limit) except -1:
+        """DONE, TIRED, EMPTY or LARGE: waits until `limit`. For GET, the buffer in `box` is replaced as needed."""
+        cdef uint32_t seen = 0
+        cdef bint announced = False, swept = False
+        cdef char *into = NULL
+        cdef Py_ssize_t room = 0
+        cdef uint64_t due = 0
+        cdef int64_t spun
+        cdef int status
+        cdef bytes buffer
+        cdef mmapds_queue *control
+        while True:
+            if load_relaxed_u64(&self.view.control.shutdowns) != self.shut:
+                self.shut_down(False)
+            if how == QUEUE_GET:
+                buffer = box[0]
+                into = PyBytes_AS_STRING(buffer)
+                room = len(buffer)
+            elif lease is not None:
+                due = queue_now(&self.view) + max(1, nanoseconds(lease, "lease"))
+            status = self.attempt(how, due, into, room, item)
+            if status == QUEUE_DONE or status == QUEUE_TIRED:
+                if announced and queue_waiting(self.view.control) > 0:
+                    queue_wake(&self.view, QUEUE_ITEMS, 1)          # see queue.h: one at a time
+                return status
+            if status == QUEUE_LARGE:
+                if <Py_ssize_t>item.size > LARGE:
+                    return status
+                box[0] = PyBytes_FromStringAndSize(NULL, item.size)
+                continue
+            if status == QUEUE_BAD:
+                if announced:
+                    queue_wake(&self.view, QUEUE_ITEMS, 1)
+                self._set_aside(item.position, item.entry)
+                continue
+            if load_relaxed_u64(&self.view.control.shutdowns) != self.shut:
+                self.shut_down(True)
+            if not swept:
+                swept = True
+                if load_relaxed_u64(&self.view.control.claimed) and self.bury_dead(False):
+                    continue
+            if limit == 0:
+                return QUEUE_EMPTY
+            if announced:
+                if self.wait(QUEUE_ITEMS, seen, limit):
+                    return QUEUE_EMPTY
+                ready(self)
+            else:
+                control = self.view.control
+                meta = self.mapping
+                self.users += 1
+                with nogil:
+                    spun = kernel_clock_ns() + SPIN
+                    while (load_relaxed_u64(&control.head) == load_relaxed_u64(&control.tail)
+                            and not load_relaxed_u64(&control.heaps[QUEUE_READY]) and kernel_clock_ns() < spun):
+                        cpu_relax()
+                self.users -= 1
+            ready(self)
+            seen = queue_announce(&self.view, QUEUE_ITEMS)
+            announced = True
+
+    cdef object received(self, bytes data, queue_item *item):
+        """The value of an item that is ours alone."""
+        if <uint64_t>xxh3_64_intdigest(data) != item.hash:
+            self._spoilt(data, item.position, f"{item.epoch}-{item.sequence}", "its bytes are not what was put")
+        if item.flags & MMAPDS_COMPRESSED:
+            data = self._decompress(data)
+        if self.raw:
+            return data
+        try:
+            return self.decode(memoryview(data))
+        except CorruptionError as error:
+            self._spoilt(data, item.position, f"{item.epoch}-{item.sequence}", str(error))
+
+    cdef int may_take(self) except -1:
+        """Before each get or claim."""
+        ready(self)
+        if not self.writable:
+            self.refuse()
+        if not self.view.holder:
+            self.hold_slot()
+        if self.view.control.claimed:
+            self.look()
+        if self.power:
+            self.check_durable()
+        return 0
+
+    cdef object get_item(self, int64_t limit):
+        cdef queue_item item
+        cdef Claim claim
+        cdef bytes data
+        cdef Py_ssize_t size
+        cdef int status
+        cdef Mapping segment
+        self.may_take()
+        while True:
+            size = queue_guess(&self.view, LARGE)
+            data = PyBytes_FromStringAndSize(NULL, size)
+            if load_relaxed_u64(&self.view.control.shutdowns) == self.shut:
+                status = queue_take(&self.view, QUEUE_GET, 0, PyBytes_AS_STRING(data), size, &item, False)
+            else:
+                status = QUEUE_BUSY
+            if status != QUEUE_DONE:
+                if status == QUEUE_TIRED:
+                    self._tired(self.hold(&item))
+                    continue
+                box = [data]
+                status = self.take(QUEUE_GET, None, box, &item, limit)
+                data = box[0]
+                if status == QUEUE_EMPTY:
+                    raise Empty
+                if status == QUEUE_TIRED:
+                    self._tired(self.hold(&item))
+                    continue
+                if status == QUEUE_LARGE:
+                    claim = self.claimed(None, 0)
+                    if claim is None:       # another consumer was faster
+                        continue
+                    value = claim.item
+                    claim.done(True)
+                    return value
+            if <Py_ssize_t>item.size != len(data):
+                data = data[:item.size]
+            if self.power:
+                segment = self.segment_at(item.position)
+                if segment is not None:
+                    self.durable(segment)
+            return self.received(data, &item)
+
+    cdef Claim hold(self, queue_item *item):
+        """The object for a claim that has been made."""
+        cdef Claim claim = Claim.__new__(Claim)
+        claim.queue = self
+        claim.held = item[0]
+        claim.segment = self.segment_at(item.position)
+        claim.ours = self.epoch[0]
+        claim.holder = self.view.holder
+        return claim
+
+    cdef Claim claimed(self, object lease, int64_t limit):
+        """None if nothing came."""
+        cdef queue_item item
+        cdef Claim claim
+        cdef bytes data
+        cdef int status
+        cdef uint64_t due = 0
+        self.may_take()
+        if lease is None and self.lease:
+            lease = self.lease / 1e9
+        while True:
+            claim = Claim.__new__(Claim)    # before the claim: afterwards there must be somebody to end it
+            if lease is not None:
+                due = queue_now(&self.view) + max(1, nanoseconds(lease, "lease"))
+            if load_relaxed_u64(&self.view.control.shutdowns) == self.shut:
+                status = queue_take(&self.view, QUEUE_CLAIM, due, NULL, 0, &item, False)
+            else:
+                status = QUEUE_BUSY
+            if status != QUEUE_DONE and status != QUEUE_TIRED:
+                status = self.take(QUEUE_CLAIM, lease, None, &item, limit)
+                if status == QUEUE_EMPTY:
+                    return None
+            claim.queue = self
+            claim.held = item
+            claim.segment = self.segment_at(item.position)
+            claim.ours = self.epoch[0]
+            claim.holder = self.view.holder
+            if status == QUEUE_TIRED:
+                self._tired(claim)
+                continue
+            data = claim.payload()
+            if <uint64_t>xxh3_64_intdigest(data) != item.hash:
+                claim.done(False)
+                self._spoilt(data, item.position, claim.id, "its bytes are not what was put")
+            if item.flags & MMAPDS_COMPRESSED:
+                data = self._decompress(data)
+            if self.raw:
+                claim.item = data
+            else:
+                try:
+                    claim.item = self.decode(memoryview(data))
+                except CorruptionError as error:
+                    self._bury(claim, "cannot be decoded", error)
+                    raise
+            return claim
+
+    def get(self, block=True, timeout=None):
+        """Takes the first item: it is gone when this returns (at most once). `Empty` if none came in `timeout` seconds.
+
+        Blocking, on a futex; Ctrl-C works. Killed inside, the item is there or gone. Durability "power": when it returns,
+        the disk knows. ShutDown after shutdown(), when nothing is left. CorruptionError for an item that is damaged: it has
+        been set aside, and the next call goes on behind it.
+        """
+        return self.get_item(limit_of(block, timeout))
+
+    def get_nowait(self):
+        """get() that does not wait."""
+        return self.get_item(0)
+
+    def get_many(self, Py_ssize_t n, block=True, timeout=None):
+        """Takes up to `n` items, as many as are there: a list. Waits for the first, as get() does; `Empty` if none came.
+
+        A damaged item among them is set aside, and left out; it is an error only if it is the first.
+        """
+        cdef queue_item *items
+        cdef int64_t limit = limit_of(block, timeout)
+        cdef list values = [], datas = []
+        cdef bytes data
+        cdef Py_ssize_t i = 0, upto
+        cdef int status = QUEUE_DONE
+        cdef queue_item item
+        if n <= 0:
+            raise ValueError(f"get_many({n}): at least one")
+        values.append(self.get_item(limit))
+        while len(values) < n and status == QUEUE_DONE:
+            self.may_take()
+            upto = min(n - len(values), BATCH)
+            items = <queue_item *>malloc(upto * sizeof(queue_item))
+            if items is NULL:
+                raise MemoryError
+            try:
+                datas = [None] * upto
+                i = 0
+                status = queue_take_lock(&self.view, False)
+                if status == QUEUE_DONE:
+                    while i < upto:         # with the GIL and the lock, and nothing that runs Python code
+                        data = PyBytes_FromStringAndSize(NULL, queue_guess(&self.view, LARGE))
+                        status = queue_take_one(&self.view, QUEUE_GET, 0, PyBytes_AS_STRING(data), len(data), &items[i])
+                        if status != QUEUE_DONE:
+                            break
+                        if <Py_ssize_t>items[i].size != len(data):
+                            data = data[:items[i].size]
+                        datas[i] = data
+                        i += 1
+                    if status == QUEUE_TIRED:
+                        items[i].attempts = items[i].attempts
+                    item = items[i] if i < upto else items[0]
+                    queue_take_unlock(&self.view, status)
+                    if self.view.maxsize or self.view.max_bytes:
+                        queue_wake(&self.view, QUEUE_ROOM, 1)
+                if self.power and i:
+                    self.synced(items[i - 1].position)
+                for j in range(i):
+                    try:
+                        values.append(self.received(datas[j], &items[j]))
+                    except CorruptionError:
+                        pass                # set aside, and counted
+            finally:
+                free(items)
+            self.mapping.check()
+            if status == QUEUE_TIRED:
+                self._tired(self.hold(&item))
+                status = QUEUE_DONE
+            elif status != QUEUE_DONE and status != QUEUE_EMPTY:
+                try:
+                    values.append(self.get_item(0))     # one with whatever it needs
+                    status = QUEUE_DONE
+                except Empty:
+                    break
+        return values
+
+    def claim_many(self, Py_ssize_t n, timeout=None, lease=None):
+        """Claims up to `n` items, as many as are there: a list. Waits for the first; `Empty` if none came."""
+        cdef list claims = []
+        cdef Claim claim
+        if n <= 0:
+            raise ValueError(f"claim_many({n}): at least one")
+        claims.append(self.claim(timeout, lease))
+        while len(claims) < n:
+            claim = self.claimed(lease, 0)
+            if claim is None:
+                break
+            claims.append(claim)
+        return claims
+
+    def claim(self, timeout=None, lease=None):
+        """Takes a hold on the first item: a :class:`Claim`, to be acked or returned (at least once).
+
+        If this process dies, the item comes back; with `lease` (seconds; None: the queue's), also when that time is over.
+        `timeout` 0 does not wait; `Empty` if nothing came.
+        """
+        cdef Claim claim = self.claimed(lease, limit_of(True, timeout) if timeout is None or timeout else 0)
+        if claim is None:
+            raise Empty
+        return claim
+
+    def _skip(self, uint64_t head, uint64_t position, uint64_t count):
+        """The head goes past damaged records, unless it has moved meanwhile: whether it did."""
+        cdef queue_view view
+        cdef Mapping meta
+        cdef Segments table
+        cdef int status
+        while True:
+            ready(self)
+            view = self.view
+            meta = self.mapping
+            table = self.table
+            self.users += 1
+            with nogil:
+                status = queue_skip(&view, head, position, count, True)
+            self.users -= 1
+            if status == QUEUE_DONE or status == QUEUE_STALE:
+                return status == QUEUE_DONE
+            PyErr_CheckSignals()
+            if status != QUEUE_BUSY:
+                self.settle(status)
+
+    def _discard(self, uint32_t number, uint64_t position):
+        """A returned item whose record is damaged is given up, unless that has happened: whether it did."""
+        cdef queue_view view
+        cdef Mapping meta
+        cdef int status
+        while True:
+            ready(self)
+            view = self.view
+            meta = self.mapping
+            self.users += 1
+            with nogil:
+                status = queue_discard(&view, number, position, True)
+            self.users -= 1
+            if status == QUEUE_DONE or status == QUEUE_STALE:
+                return status == QUEUE_DONE
+            PyErr_CheckSignals()
+            if status != QUEUE_BUSY:
+                self.settle(status)
+
+    def _repair(self):
+        """Takes the lock for taking, and with it repairs what a dead owner left."""
+        cdef queue_view view = self.view
+        cdef Mapping meta = self.mapping
+        cdef int status
+        ready(self)
+        with nogil:
+            status = queue_take_lock(&view, True)
+            if status == QUEUE_DONE:
+                status = queue_take_unlock(&view, QUEUE_DONE)
+        if status != QUEUE_DONE and status != QUEUE_BUSY:
+            self.settle(status)
+
+    def _put_payload(self, bytes payload, uint64_t flags):
+        """Puts what is stored in a dead letter."""
+        cdef mmapds_record_item prepared
+        cdef uint64_t position = 0
+        self.allowed()
+        self.prepare(payload, flags & MMAPDS_COMPRESSED, 0, &prepared)
+        self.put_data(payload, &prepared, INT64_MAX, &position)
+        if self.power:
+            self.synced(position)
+
+    @property
+    def _meta(self):
+        """The mapping of meta."""
+        self.opened()
+        return self.mapping
+
+    # ---- counting and waiting for the end ------------------------------------------------------------------------
+
+    def qsize(self):
+        """How many items wait, those with a delay included; claimed ones are not."""
+        cdef int64_t found
+        self.opened()
+        found = queue_waiting(self.view.control)
+        self.mapping.check()
+        return max(0, found)
+
+    def __len__(self):
+        return self.qsize()
+
+    def __bool__(self):
+        return True                         # as queue.Queue: emptiness is asked for by name
+
+    def empty(self):
+        """True if nothing waits. It may be otherwise when you look at the answer."""
+        return self.qsize() == 0
+
+    def full(self):
+        """True if `maxsize` items wait."""
+        return 0 < self.view.maxsize <= <uint64_t>self.qsize()
+
+    @property
+    def unfinished_tasks(self):
+        """Items that are not done: they wait, are claimed, or were got and wait for task_done."""
+        cdef int64_t found
+        self.opened()
+        found = queue_unfinished(self.view.control)
+        self.mapping.check()
+        return max(0, found)
+
+    def task_done(self):
+        """An item that this handle got is done. ValueError if it has not got so many.
+
+        Items that a handle got and that are not done when it ends, or dies, count as done: nobody will say so any more.
+        """
+        cdef queue_view view
+        cdef Mapping meta
+        cdef int status = QUEUE_BUSY
+        ready(self)
+        if not self.writable:
+            self.refuse()
+        while status != QUEUE_DONE:
+            view = self.view
+            meta = self.mapping
+            self.users += 1
+            with nogil:
+                status = queue_task_done(&view, 1, True)
+            self.users -= 1
+            if status == QUEUE_DONE:
+                return
+            PyErr_CheckSignals()
+            ready(self)
+            if status == QUEUE_STALE:
+                raise ValueError("task_done() called too many times")
+            if status != QUEUE_BUSY:
+                self.settle(status)
+
+    def join(self, timeout=None):
+        """Waits until every item is done: acked, or got and task_done; False if that took longer than `timeout` seconds.
+
+        Items of consumers that died count for whoever has them next, or as done.
+        """
+        cdef int64_t limit = limit_of(True, timeout)
+        cdef uint32_t seen
+        ready(self)
+        if not self.writable:
+            self.refuse()
+        while True:
+            seen = queue_announce(&self.view, QUEUE_JOINED)
+            if queue_unfinished(self.view.control) <= 0:
+                self.mapping.check()
+                return True
+            if self.wait(QUEUE_JOINED, seen, limit):
+                return queue_unfinished(self.view.control) <= 0
+            ready(self)
+
+    def _wait_item(self, double seconds):
+        """For the waiter thread of asyncio: sleeps until there may be something to take, and says whether; takes nothing."""
+        cdef uint32_t seen
+        ready(self)
+        seen = queue_announce(&self.view, QUEUE_ITEMS)
+        if (load_relaxed_u64(&self.view.control.head) == load_seq_cst_u64(&self.view.control.tail)
+                and not load_relaxed_u64(&self.view.control.heaps[QUEUE_READY])
+                and load_relaxed_u64(&self.view.control.shutdowns) == self.shut):
+            return self.wait(QUEUE_ITEMS, seen, kernel_clock_ns() + <int64_t>(seconds * 1e9)) == 0
+        return True
+
+    def _pass_on(self):
+        """Wakes another sleeper, if there is something: this one does not take it."""
+        ready(self)
+        if queue_waiting(self.view.control) > 0:
+            queue_wake(&self.view, QUEUE_ITEMS, 1)
+
+    def _shut(self, bint immediate):
+        """Every handle that is open now is shut down; this one too."""
+        cdef mmapds_queue *control
+        cdef uint64_t number
+        ready(self)
+        control = self.view.control
+        number = fetch_add_seq_cst_u64(&control.shutdowns, 1) + 1
+        if immediate:
+            store_seq_cst_u64(&control.immediate, number)
+        for event in (QUEUE_ITEMS, QUEUE_ROOM, QUEUE_JOINED):
+            queue_wake(&self.view, event, 0x7fffffff)
+        self.mapping.check()
+
+    def _purge(self):
+        """Takes away all that waits now; how many."""
+        cdef queue_item item
+        cdef queue_view view
+        cdef mmapds_queue *control
+        cdef Mapping meta
+        cdef uint64_t until, number = 0, count = 0
+        cdef int status = QUEUE_DONE, found = 0
+        ready(self)
+        if not self.writable:
+            self.refuse()
+        until = load_seq_cst_u64(&self.view.control.tail)
+        while load_relaxed_u64(&self.view.control.head) < until and status != QUEUE_EMPTY:
+            status = self.attempt(QUEUE_DROP, 0, NULL, 0, &item)
+            if status == QUEUE_BAD:
+                try:
+                    self._set_aside(item.position, item.entry)
+                except CorruptionError:
+                    pass
+            count += status != QUEUE_EMPTY
+            ready(self)
+        while number < self.view.control.used:
+            view = self.view
+            meta = self.mapping
+            self.users += 1
+            with nogil:
+                status = queue_purge_entry(&view, <uint32_t>(number + 1), &found, True)
+            self.users -= 1
+            if status == QUEUE_DONE:
+                count += found
+                number += 1
+                continue
+            self.view.wanted = view.wanted
+            PyErr_CheckSignals()
+            ready(self)
+            if status != QUEUE_BUSY:
+                self.settle(status)
+        queue_wake(&self.view, QUEUE_ROOM, 0x7fffffff)
+        queue_wake(&self.view, QUEUE_JOINED, 0x7fffffff)
+        return count
+
+
+cdef uint64_t mapping_in_start(Segments table, uint64_t position):
+    cdef uint32_t i
+    for i in range(table.count):
+        if position - table.entries[i].start < table.entries[i].length:
+            return table.entries[i].start
+    return 0
