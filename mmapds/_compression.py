@@ -1,7 +1,7 @@
 """How a queue compresses what is put into it: ``"zlib:LEVEL"`` or ``"zlib:LEVEL:FROM"``.
 
-A compressed payload begins with the size of what it was (8 bytes, little-endian), so that a hostile one cannot unpack to
-more than it says, and nobody allocates more than that. What does not get smaller is stored as it is.
+A compressed payload begins with the size of what it was (8 bytes, little-endian), so that a hostile one cannot unpack
+to more than it says, and nobody allocates more than that. What does not get smaller is stored as it is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Dead letters: items that failed too often, or were buried, with their history.
 
-They lie in a queue of their own, in the folder ``dead`` of the queue they come from, so they are as durable as its items.
-A letter is put there first and acknowledged where it comes from then; whoever dies in between leaves it in both places,
-and it comes to be buried again: of letters with one identity only the last counts.
+They lie in a queue of their own, in the folder ``dead`` of the queue they come from, so they are as durable as its
+items. A letter is put there first and acknowledged where it comes from then; whoever dies in between leaves it in both
+places, and it comes to be buried again: of letters with one identity only the last counts.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from queue import Empty
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
 from mmapds import _compression
+from mmapds._native.queuescan import FLAGS
+from mmapds._queuefiles import DEAD, META
 from mmapds.errors import CorruptionError
 
 if TYPE_CHECKING:
     from mmapds._native.queue import Claim
     from mmapds.queue import Queue
 
-_COMPRESSED = 2
 _TEXT = 4096  # characters of an error that are kept
 
 
@@ -55,50 +57,66 @@ class DeadLetters:
         self._own: Queue | None = None
 
     def _open(self, *, make: bool) -> Queue | None:
-        if self._own is None:
-            path = os.path.join(self._queue.path, "dead")
-            if not make and not os.path.exists(os.path.join(path, "meta")):
+        own = self._own
+        if own is None:
+            path = os.path.join(self._queue.path, DEAD)
+            if not make and not os.path.exists(os.path.join(path, META)):
                 return None
-            mode = self._queue.mode
-            self._own = type(self._queue)._dead_queue(path, mode, self._queue.durability)
+            own = type(self._queue)._dead_queue(path, self._queue.mode, self._queue.durability)
+            if self._own is not None:  # another thread was faster
+                own.close()
+            else:
+                self._own = own
         return self._own
 
     def _add(self, claim: Claim, reason: str, error: object) -> None:
+        if self._queue.mode == "private" and self._open(make=False) is None:
+            return  # a copy without letters: this one would be forgotten with it
         own = self._open(make=True)
         assert own is not None
         data, flags, born = claim._payload()
         letter = [claim.id, claim.attempts, born, time.time_ns(), reason[:_TEXT], error_text(error), flags, data]
         own.put(msgpack.packb(letter))
 
-    def _read(self, data: bytes) -> tuple[DeadLetter, int, bytes]:
+    def _letters(self) -> dict[str, list[Any]]:
+        """By identity, the oldest first; of those with the same, the last."""
+        own = self._open(make=False)
+        found: dict[str, list[Any]] = {}
+        for data in own or ():
+            fields = self._fields(data)
+            found.pop(fields[0], None)
+            found[fields[0]] = fields
+        return found
+
+    def _fields(self, data: bytes) -> list[Any]:
         try:
-            name, attempts, born, buried, reason, error, flags, payload = msgpack.unpackb(data)
-            plain = _compression.unpack(payload) if flags & _COMPRESSED else payload
-            letter = DeadLetter(
-                name, self._queue._value_of(plain), attempts, born / 1e9, buried / 1e9, reason, error
-            )
-        except (ValueError, TypeError) as error_:
-            raise CorruptionError(f"{self._queue.path}: a dead letter is not what was written: {error_}") from error_
-        return letter, flags, payload
+            fields = msgpack.unpackb(data)
+            if [type(field) for field in fields[:5]] != [str, int, int, int, str] or len(fields) != 8:
+                raise ValueError(f"its fields are {fields[:6]!r}")
+            return list(fields)
+        except (ValueError, TypeError) as error:
+            raise CorruptionError(f"{self._queue.path}: a dead letter is not what was written: {error}") from error
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        """The letters, the oldest first; taken from nobody."""
-        own = self._open(make=False)
-        if own is None:
-            return
-        found: dict[str, DeadLetter] = {}
-        for data in own:
-            letter, _flags, _payload = self._read(data)
-            found.pop(letter.id, None)
-            found[letter.id] = letter
-        yield from found.values()
+        """The letters, the oldest first; taken from nobody. What cannot be decoded has the item None, and says so."""
+        for name, attempts, born, buried, reason, error, flags, payload in self._letters().values():
+            item = None
+            try:
+                item = self._queue._value_of(_compression.unpack(payload) if flags & FLAGS["compressed"] else payload)
+            except Exception as failed:  # noqa: BLE001  the codec may be the user's own; the others are to be seen
+                error = error or error_text(failed)
+            yield DeadLetter(name, item, attempts, born / 1e9, buried / 1e9, reason, error)
 
     def __len__(self) -> int:
-        own = self._open(make=False)
-        return 0 if own is None else sum(1 for _ in self)
+        return len(self._letters())
 
     def __bool__(self) -> bool:
-        return len(self) > 0
+        return self._count() > 0
+
+    def _count(self) -> int:
+        """How many there are, those that are there twice counted twice."""
+        own = self._open(make=False)
+        return 0 if own is None else own.qsize()
 
     def requeue(self, id: str | None = None) -> int:  # noqa: A002  the name that letters and claims have for it
         """Puts a letter (None: all) back into the queue, as a new item at its end; returns how many.
@@ -106,24 +124,23 @@ class DeadLetters:
         A death in the middle may leave one in both places.
         """
         own = self._open(make=False)
-        if own is None:
-            return 0
         done: set[str] = set()
-        back = []
-        for _ in range(own.qsize()):
-            claims = own.claim_many(1, timeout=0) if own.qsize() else []
-            if not claims:
+        others = []
+        for _ in range(0 if own is None else own.qsize()):
+            assert own is not None
+            try:
+                claim = own.claim(0)
+            except Empty:
                 break
-            claim = claims[0]
-            letter, flags, payload = self._read(claim.item)
-            if id is not None and letter.id != id:
-                back.append(claim)
+            fields = self._fields(claim.item)
+            if id is not None and fields[0] != id:
+                others.append(claim)
                 continue
-            if letter.id not in done:
-                self._queue._put_payload(payload, flags)
-                done.add(letter.id)
+            if fields[0] not in done:
+                self._queue._put_payload(fields[7], fields[6])
+                done.add(fields[0])
             claim.ack()
-        for claim in back:
+        for claim in others:
             claim.nack(0)
         return len(done)
 

@@ -1,4 +1,4 @@
-"""Waiting for a queue in asyncio: one thread for each queue and event loop, which only signals.
+"""Claims in loops, and waiting for a queue in asyncio: one thread for each queue and event loop, which only signals.
 
 The thread sleeps on the queue's futex and, when there may be something, wakes the first coroutine that waits; that one
 takes the item in its own step. So a cancelled coroutine has taken nothing, and an item is never on its way between a
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty
+from typing import Any
 
-if TYPE_CHECKING:
-    from mmapds.queue import Queue
+from mmapds._native.queue import Claim
+from mmapds._queuelook import QueueLook
+from mmapds.errors import Closed, StaleClaim
 
 _IDLE = 1.0  # seconds without a waiter after which the thread ends
 _SLICE = 0.5
@@ -23,9 +27,9 @@ _SLICE = 0.5
 class Waiter:
     """For one queue and one loop."""
 
-    __slots__ = ("_loop", "_looked", "_queue", "_thread", "_waiting", "_wanted")
+    __slots__ = ("_looked", "_loop", "_queue", "_thread", "_waiting", "_wanted")
 
-    def __init__(self, queue: Queue, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, queue: QueueLook, loop: asyncio.AbstractEventLoop) -> None:
         self._queue = queue
         self._loop = loop
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -75,3 +79,78 @@ class Waiter:
                 except RuntimeError:  # the loop is closed
                     return
                 self._looked.wait(_SLICE)
+
+
+@contextmanager
+def _left(claim: Claim) -> Iterator[None]:
+    """Who leaves a loop in the middle of an item has failed with it: `retry_delay` and `max_attempts` apply."""
+    try:
+        yield
+    except GeneratorExit:
+        if claim.active:
+            with suppress(StaleClaim, Closed):
+                claim.nack()
+        raise
+
+
+class QueueAsync(QueueLook):
+    """Claims in loops, and waiting in asyncio."""
+
+    __slots__ = ("_async",)
+
+    _async: dict[asyncio.AbstractEventLoop, Waiter]
+
+    # ---- claims in loops -------------------------------------------------------------------------------------------
+
+    def claims(self, timeout: float | None = None, lease: float | None = None) -> Iterator[Claim]:
+        """Claims, one after the other, until none came for `timeout` seconds.
+
+        A claim that the loop's body has not ended is acknowledged when the loop asks for the next one. When the body
+        raises or leaves the loop, the item has failed, as by `nack`; the error is not known here: where its text is
+        to be kept, use ``with claim:`` in the body.
+        """
+        while True:
+            try:
+                claim = self.claim(timeout, lease)
+            except Empty:
+                return
+            with claim, _left(claim):
+                yield claim
+
+    async def get_async(self, timeout: float | None = None) -> Any:
+        """get() for asyncio. Cancelling it loses nothing: what it has not returned, it has not taken."""
+        return await self._take_async(self.get_nowait, timeout)
+
+    async def claim_async(self, timeout: float | None = None, lease: float | None = None) -> Claim:
+        """claim() for asyncio."""
+        claim: Claim = await self._take_async(lambda: self.claim(0, lease), timeout)
+        return claim
+
+    async def claims_async(self, timeout: float | None = None, lease: float | None = None) -> AsyncIterator[Claim]:
+        """claims() for asyncio."""
+        while True:
+            try:
+                claim = await self.claim_async(timeout, lease)
+            except Empty:
+                return
+            with claim, _left(claim):
+                yield claim
+
+    async def _take_async(self, take: Callable[[], Any], timeout: float | None) -> Any:
+        if timeout is not None and timeout < 0:
+            raise ValueError("'timeout' must be a non-negative number")
+        limit = None if timeout is None else time.monotonic() + timeout
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return take()
+            except Empty:
+                left = None if limit is None else limit - time.monotonic()
+                if left is not None and left <= 0:
+                    raise
+            waiter = self._async.get(loop)
+            if waiter is None:
+                for other in [found for found in self._async if found.is_closed()]:
+                    del self._async[other]
+                waiter = self._async[loop] = Waiter(self, loop)
+            await waiter.wait(left)

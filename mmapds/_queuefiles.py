@@ -1,9 +1,9 @@
 """The files of a queue: a directory with meta, segments, what recovery has set aside, and the dead letters.
 
 Promises
-    A file gets its name when it is complete. A segment belongs to one queue and one number for ever; none is used again.
-    Who creates one too late, when the queue has gone past it, takes it away again; a death in between leaves an empty
-    file that `verify` names and the next recovery removes.
+    A file gets its name when it is complete. A segment belongs to one queue and one number for ever; none is used
+    again. Who creates one too late, when the queue has gone past it, takes it away again; a death in between leaves an
+    empty file that `verify` names and the next recovery removes.
 
 How it goes past what it was given: recovery after another boot is in ``_queuerecovery.py``; transitions are native.
 
@@ -59,6 +59,8 @@ class QueueFiles:
         self.path = path
         self.writable = writable
         self.directory = -1
+        if os.path.lexists(path) and not os.path.isdir(path):
+            raise IncompatibleFormat(f"{path} is a file; a queue is a directory: give another path")
         self.meta = files.OpenFile(os.path.join(path, META), "queue", writable=writable)
         self.segment_size = self.meta.header.options[0]
         self.directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -83,8 +85,6 @@ class QueueFiles:
         with suppress(FileExistsError):
             os.mkdir(path, 0o700)
             made = True
-        if not os.path.isdir(path):
-            raise IncompatibleFormat(f"{path} is a file; a queue is a directory: give another path")
         if not made:
             found = [name for name in os.listdir(path) if not name.startswith(".")]
             if found and META not in found:
@@ -139,7 +139,8 @@ class QueueFiles:
             size = os.fstat(fd).st_size
             if size != header.options[1] * self.segment_size or size > 1 << 62:
                 raise CorruptionError(
-                    f"{path} has {size} bytes, and {header.options[1]} x {self.segment_size} belong there: restore a copy"
+                    f"{path} has {size} bytes, and {header.options[1]} x {self.segment_size} belong there: restore "
+                    "a copy"
                 )
             return fd, size
         except BaseException:
@@ -159,6 +160,10 @@ class QueueFiles:
         with suppress(FileExistsError):
             files.create(self.segment_path(number), page, units * self.segment_size, durability=durability)
         return self.open_segment(number, writable=True)
+
+    def exists(self, number: int) -> bool:
+        """Whether a segment has a file."""
+        return os.path.exists(self.segment_path(number))
 
     def remove_segment(self, number: int) -> None:
         """Takes its name away."""
@@ -182,7 +187,9 @@ def erase(path: str) -> None:
     try:
         locks = meta.live_locks()
         if not locks.try_lock(kernel.LOCK_WRITER, 0):
-            raise WriterBusy(f"{path} is in use: close all handles of it, in all processes, before it is erased", path=path)
+            raise WriterBusy(
+                f"{path} is in use: close all handles of it, in all processes, before it is erased", path=path
+            )
         parent, name = os.path.split(path)
         for attempt in range(100):
             target = os.path.join(parent, f".{name}.{os.getpid()}.{attempt}.erased")

@@ -2,10 +2,10 @@
 
 Promises
     Every record that verifies is there, in its order, with its attempts and what is left of its delay; what was done is
-    not. Bad bytes with something good behind them are *set aside*: copied to ``quarantine/`` and counted. Bad bytes with
-    nothing good behind them are a torn tail, which is *cut*, and counted. The epoch is raised, so no identity of an item
-    is given twice. Nothing is decided by the index or the cursors of the last boot, which may be older or newer than the
-    segments. It may die anywhere: the next one comes to the same.
+    not. Bad bytes with something good behind them are *set aside*: copied to ``quarantine/`` and counted. Bad bytes
+    with nothing good behind them are a torn tail, which is *cut*, and counted. The epoch is raised, so no identity of
+    an item is given twice. Nothing is decided by the index or the cursors of the last boot, which may be older or newer
+    than the segments. It may die anywhere: the next one comes to the same.
 
 How
     `survey` reads every segment, in order, and changes nothing; `carry_out` makes meta and the files as it says.
@@ -25,7 +25,16 @@ from dataclasses import dataclass, field
 
 from mmapds import files
 from mmapds._native import kernel
-from mmapds._native.queuescan import FLAGS, STATES, Record, Rebuild, SegmentReader, boottime, parse_control, reset_control
+from mmapds._native.queuescan import (
+    FLAGS,
+    STATES,
+    Rebuild,
+    Record,
+    SegmentReader,
+    boottime,
+    parse_control,
+    reset_control,
+)
 from mmapds._native.queueview import LAYOUT
 from mmapds._native.region import FLAGS as MAP
 from mmapds._native.region import Mapping
@@ -261,7 +270,10 @@ def carry_out(plan: Plan, readers: Readers, offset: int) -> None:
     for number in plan.broken:
         with suppress(FileExistsError):
             os.mkdir(os.path.join(queue.path, "quarantine"), 0o700)
-        os.replace(queue.segment_path(number), os.path.join(queue.path, "quarantine", os.path.basename(queue.segment_path(number))))
+        os.replace(
+            queue.segment_path(number),
+            os.path.join(queue.path, "quarantine", os.path.basename(queue.segment_path(number))),
+        )
     capacity = parse_control(os.pread(queue.meta.fd, LAYOUT["CONTROL"], 0))["capacity"]
     room = (os.fstat(queue.meta.fd).st_size - LAYOUT["CONTROL"]) // LAYOUT["ENTRY"]
     capacity = capacity if 0 < capacity <= room else room

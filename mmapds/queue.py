@@ -1,21 +1,21 @@
 """A work queue between unrelated processes, in files, without a server: FIFO, with delivery that survives deaths.
 
 Promises
-    What was put is there, whoever dies, until somebody has got it or acknowledged it. `get` delivers at most once, `claim`
-    at least once: a claim whose process dies comes back to its place. Order is the order of puts. What is finished gives
-    its space back while the queue is in use.
+    What was put is there, whoever dies, until somebody has got it or acknowledged it. `get` delivers at most once,
+    `claim` at least once: a claim whose process dies comes back to its place. Order is the order of puts. What is
+    finished gives its space back while the queue is in use.
 
 Here is the policy: paths, options, modes, the end of a handle. The transitions are in ``_native/queue.h``, putting and
-taking in ``_native/queue.pyx``, looking without taking in ``_queuelook.py``, files in ``_queuefiles.py``, recovery after
-another boot in ``_queuerecovery.py``, dead letters in ``_deadletters.py``, asyncio in ``_queueasync.py``.
+taking in ``_native/queue.pyx``, looking without taking in ``_queuelook.py``, files in ``_queuefiles.py``, recovery
+after another boot in ``_queuerecovery.py``, dead letters in ``_deadletters.py``, asyncio in ``_queueasync.py``.
 
 Prior art
     `queue.Queue` (signatures), emmap_queue (Erlang: a queue in one mapped file), Amazon SQS (visibility, dead letters),
     beanstalkd (delay, bury, touch), Redis streams (pending entries by consumer).
 
 Rejected
-    A table in SQLite, as other persistent queues have it: four to five orders of magnitude slower. Visibility time-outs as
-    the only way back: either too short for the slow or too long after a death, of which the kernel knows at once.
+    A table in SQLite, as other persistent queues have it: four to five orders of magnitude slower. Visibility time-outs
+    as the only way back: either too short for the slow or too long after a death, of which the kernel knows at once.
 """
 
 from __future__ import annotations
@@ -23,24 +23,21 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 import warnings
-from asyncio import get_running_loop
-from collections.abc import AsyncIterator, Callable, Iterator
-from queue import Empty
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
-from mmapds import _compression, _queueasync, _queuefiles, codecs, files
+from mmapds import _compression, _queuefiles, codecs, files
 from mmapds._deadletters import DeadLetters
 from mmapds._native import kernel
 from mmapds._native.atomic import own_methods
 from mmapds._native.lockword import Owner
 from mmapds._native.queue import Claim
-from mmapds._native.queuescan import FLAGS, add_tally
-from mmapds._native.queueview import LAYOUT
+from mmapds._native.queuescan import add_tally
 from mmapds._native.region import FLAGS as MAP
-from mmapds._queuelook import QueueLook
+from mmapds._queueasync import QueueAsync
 from mmapds.errors import Closed, CorruptionError, DurabilityFailed, MmapdsError, SchemaMismatch
 from mmapds.region import Mode, StrPath, check_mode
 
@@ -52,16 +49,17 @@ _STORED = ("segment_size", "maxsize", "max_bytes", "max_attempts")
 
 
 @own_methods
-class Queue(QueueLook):
+class Queue(QueueAsync):
     """A FIFO queue in the directory at `path`, for any number of processes that put and take.
 
     path
         In mode ``shared`` the directory is made if it is missing (0700).
     maxsize, max_bytes
-        How many items may wait, and how many bytes they may take: then `put` blocks, or raises `Full`. 0 or None: no limit.
+        How many items may wait, and how many bytes they may take: then `put` blocks, or raises `Full`. 0 or None: no
+        limit.
     mode
-        ``shared``; ``readonly``: peek, iterate and stats, without write permission; ``private``: a copy, a point in time,
-        which may be drained while the queue itself sees nothing.
+        ``shared``; ``readonly``: peek, iterate and stats, without write permission; ``private``: a copy, a point in
+        time, which may be drained while the queue itself sees nothing.
     codec, schema
         As for Synchronizer; "raw" is the fastest.
     durability
@@ -95,8 +93,17 @@ class Queue(QueueLook):
     ({'job': 1}, '1-0', 1)
     """
 
-    __slots__ = ("_async", "_least", "_level", "_offset", "_retry_delay", "compress", "dead", "lease", "max_attempts", "max_bytes",
-                 "maxsize", "segment_size")  # fmt: skip
+    __slots__ = (
+        "_least",
+        "_retry_delay",
+        "compress",
+        "dead",
+        "lease",
+        "max_attempts",
+        "max_bytes",
+        "maxsize",
+        "segment_size",
+    )
 
     maxsize: int
     max_bytes: int | None
@@ -144,7 +151,7 @@ class Queue(QueueLook):
             self.codec = codecs.reopen(header.schema.text, codec, schema, where=name)
             self._retry_delay = retry_delay
             self.lease = lease
-            self._async: dict[object, _queueasync.Waiter] = {}
+            self._async = {}
             self.dead = DeadLetters(self)
             self._use(self.codec, self._least if self._level else None, lease)
             self._offset = _queuefiles.boot_offset()
@@ -175,7 +182,7 @@ class Queue(QueueLook):
                     raise FileNotFoundError(
                         errno.ENOENT, f"there is no queue here, and mode={mode!r} makes none", path
                     ) from None
-            try:
+            with suppress(FileExistsError):  # somebody was first: open theirs
                 _queuefiles.QueueFiles.create(
                     path,
                     durability=durability or "process",
@@ -188,15 +195,19 @@ class Queue(QueueLook):
                     ),
                     schema=codecs.fingerprint("msgpack" if codec is None else codec, schema),
                 )
-            except FileExistsError:
-                pass  # somebody was first: open theirs
 
     def _take_options(
         self, header: files.Header, asked: dict[str, int | None], durability: str | None, packed: tuple[int, int] | None
     ) -> None:
         stored = dict(zip(_STORED, header.options, strict=False))
         size = stored["segment_size"]
-        if size < 2 * kernel.PAGE or size % kernel.PAGE or size > _LARGEST or stored["maxsize"] >> 62 or header.options[4] > 9:
+        if (
+            size < 2 * kernel.PAGE
+            or size % kernel.PAGE
+            or size > _LARGEST
+            or stored["maxsize"] >> 62
+            or header.options[4] > 9
+        ):
             raise CorruptionError(f"{self.path}: meta stores segments of {size} bytes: restore a copy")
         self._level, self._least = header.options[4:6]
         self.compress = _compression.text_of(self._level, self._least)
@@ -209,8 +220,8 @@ class Queue(QueueLook):
         for option, value in wanted.items():
             if value is not None and value != shown[option]:
                 raise SchemaMismatch(
-                    f"{self.path} stores {option}={shown[option]!r}, asked for was {value!r}: leave {option}= out to take "
-                    "the stored one, or use another path"
+                    f"{self.path} stores {option}={shown[option]!r}, asked for was {value!r}: leave {option}= out to "
+                    "take the stored one, or use another path"
                 )
         self.segment_size = size
         self.maxsize = stored["maxsize"]
@@ -238,25 +249,11 @@ class Queue(QueueLook):
 
     @classmethod
     def _dead_queue(cls, path: str, mode: Mode, durability: Any) -> Queue:
-        return cls(path, mode=mode, codec="raw", durability=durability if mode == "shared" else None, segment_size=1 << 20
-                   if mode == "shared" else None)  # fmt: skip
+        if mode != "shared":
+            return cls(path, mode=mode, codec="raw")
+        return cls(path, codec="raw", durability=durability, segment_size=1 << 20)
 
-    # ---- what the native half asks for ----------------------------------------------------------------------------
-
-    def _grow(self, capacity: int) -> None:
-        wanted = capacity + max(capacity, 42)
-        self._backing.grow(wanted)
-        self._publish_entries(wanted)
-
-    def _remap(self) -> None:
-        self._map_entries(self._backing.meta.descriptor(), self._backing.meta.size)
-
-    def _compress(self, data: bytes) -> tuple[bytes, int]:
-        packed = _compression.pack(data, self._level)
-        return (data, 0) if packed is None else (packed, FLAGS["compressed"])
-
-    def _decompress(self, data: bytes) -> bytes:
-        return _compression.unpack(data)
+    # ---- failures ----------------------------------------------------------------------------------------------
 
     def _retry(self, attempts: int) -> float:
         delay = self._retry_delay
@@ -270,66 +267,6 @@ class Queue(QueueLook):
     def _tired(self, claim: Claim) -> None:
         self._bury(claim, f"delivered {claim.attempts} times", "its consumer died, or its lease ended")
 
-    def refuse(self) -> NoReturn:
-        """What a handle says that may not change anything."""
-        if self.closed:
-            raise Closed(f"{self.path}: this queue is closed")
-        raise PermissionError(errno.EACCES, "this queue was opened readonly: it can be looked at", self.path)
-
-    # ---- claims in loops -------------------------------------------------------------------------------------------
-
-    def claims(self, timeout: float | None = None, lease: float | None = None) -> Iterator[Claim]:
-        """Claims, one after the other, until none came for `timeout` seconds.
-
-        A claim that the loop's body has not ended is acknowledged when the loop asks for the next one, and returned when
-        the body raises or leaves the loop.
-        """
-        while True:
-            try:
-                claim = self.claim(timeout, lease)
-            except Empty:
-                return
-            with claim:
-                yield claim
-
-    async def get_async(self, timeout: float | None = None) -> Any:
-        """get() for asyncio. Cancelling it loses nothing: what it has not returned, it has not taken."""
-        return await self._take_async(self.get_nowait, timeout)
-
-    async def claim_async(self, timeout: float | None = None, lease: float | None = None) -> Claim:
-        """claim() for asyncio."""
-        claim: Claim = await self._take_async(lambda: self.claim(0, lease), timeout)
-        return claim
-
-    async def claims_async(self, timeout: float | None = None, lease: float | None = None) -> AsyncIterator[Claim]:
-        """claims() for asyncio."""
-        while True:
-            try:
-                claim = await self.claim_async(timeout, lease)
-            except Empty:
-                return
-            with claim:
-                yield claim
-
-    async def _take_async(self, take: Callable[[], Any], timeout: float | None) -> Any:
-        if timeout is not None and timeout < 0:
-            raise ValueError("'timeout' must be a non-negative number")
-        limit = None if timeout is None else time.monotonic() + timeout
-        loop = get_running_loop()
-        while True:
-            try:
-                return take()
-            except Empty:
-                left = None if limit is None else limit - time.monotonic()
-                if left is not None and left <= 0:
-                    raise
-            waiter = self._async.get(loop)
-            if waiter is None:
-                for other in [found for found in self._async if found.is_closed()]:  # type: ignore[attr-defined]
-                    del self._async[other]
-                waiter = self._async[loop] = _queueasync.Waiter(self, loop)
-            await waiter.wait(left)
-
     # ---- the end of items -----------------------------------------------------------------------------------------
 
     def purge(self) -> int:
@@ -340,17 +277,17 @@ class Queue(QueueLook):
         return count
 
     def shutdown(self, immediate: bool = False) -> None:
-        """Ends the work of every handle that is open now, in all processes: `put` raises `ShutDown`, and so does `get` when
-        nothing is left; with `immediate`, all that waits is taken away, and `get` raises at once. What is opened later is
-        not shut down."""
+        """Ends the work of every handle that is open now, in all processes: `put` raises `ShutDown`, and so does `get`
+        when nothing is left; with `immediate`, all that waits is taken away, and `get` raises at once. What is opened
+        later is not shut down."""
         self._shut(immediate)
         if immediate:
             self.purge()
 
     @staticmethod
     def erase(path: StrPath) -> None:
-        """Removes the queue at `path` and all it holds. WriterBusy if somebody has it open; FileNotFoundError if there is
-        none. Killed inside, the queue is there or not (what is left has a hidden name)."""
+        """Removes the queue at `path` and all it holds. WriterBusy if somebody has it open; FileNotFoundError if there
+        is none. Killed inside, the queue is there or not (what is left has a hidden name)."""
         _queuefiles.erase(os.path.abspath(os.fspath(path)))
 
     # ---- durability and the end ---------------------------------------------------------------------------------
@@ -358,8 +295,8 @@ class Queue(QueueLook):
     def flush(self, wait: bool = True) -> None:
         """Writes all of the queue to the disk; with ``wait=False`` only starts it.
 
-        When it returns after waiting, what was put before survives power loss. DurabilityFailed if the disk did not take
-        it: the next call writes everything anew. Does nothing in modes ``private`` and ``readonly``.
+        When it returns after waiting, what was put before survives power loss. DurabilityFailed if the disk did not
+        take it: the next call writes everything anew. Does nothing in modes ``private`` and ``readonly``.
         """
         if self.closed:
             raise Closed(f"{self.path}: this queue is closed")
@@ -387,7 +324,8 @@ class Queue(QueueLook):
         if error:
             self._set_failed(True)
             raise DurabilityFailed(
-                f"{self.path}: the disk did not take it ({os.strerror(error)}). Check the disk, then call flush() again.",
+                f"{self.path}: the disk did not take it ({os.strerror(error)}). Check the disk, then call flush() "
+                "again.",
                 path=self.path,
                 errno=error,
             )
@@ -443,7 +381,7 @@ class Queue(QueueLook):
         return f"<Queue {self.path} {self.mode} {state}>"
 
 
-def _check_options(asked: dict[str, int | None], durability: str | None, retry_delay: RetryDelay) -> None:
+def _check_options(asked: dict[str, int | None], durability: str | None, retry_delay: object) -> None:
     for option, value in asked.items():
         if value is None:
             continue

@@ -18,6 +18,7 @@ cdef class Claim:
     cdef bint settled
     cdef readonly object item
     cdef int begin(self) except -1
+    cdef int drop(self) except -1
     cdef int check(self, int status) except -1
     cdef int done(self, bint owe) except -1
     cdef int back(self, uint64_t delay, bint to_back, bint uncount) except -1
@@ -27,6 +28,7 @@ cdef class Claim:
 cdef class QueueCore(QueueView):
     """Putting, taking, claiming and waiting."""
     cdef object codec, encode, decode
+    cdef object pack, unpack            # msgpack's own, for what they do without help; None: taken, or another codec
     cdef bint raw
     cdef Py_ssize_t compress_from       # bytes from which items are compressed; -1: never
     cdef uint64_t lease                 # ns, 0: none
@@ -40,6 +42,7 @@ cdef class QueueCore(QueueView):
     cdef int wait(self, int event, uint32_t seen, int64_t limit) except -1
     cdef int attempt(self, int how, uint64_t lease, char *into, Py_ssize_t room, queue_item *item) except -1
     cdef int take(self, int how, object lease, list box, queue_item *item, int64_t limit) except -1
+    cdef object value_of(self, bytes data)
     cdef object received(self, bytes data, queue_item *item)
     cdef Claim claimed(self, object lease, int64_t limit)
     cdef object get_item(self, int64_t limit)

@@ -30,15 +30,20 @@ from mmapds._native.region cimport Mapping
 
 from queue import Empty, Full
 
+from msgpack import Packer, unpackb
 from xxhash import xxh3_64_intdigest
 
 from mmapds.errors import Closed, CorruptionError, ForkedHandle, ShutDown, StaleClaim
+
+
+cdef object hash_of = xxh3_64_intdigest # not looked up among the module's names at each call
 
 
 cdef Py_ssize_t LARGE = 65536           # bytes from which an item is not copied under the lock
 cdef int64_t SPIN = 15000               # ns
 cdef double LONGEST = 9e9               # seconds that fit into nanoseconds
 cdef Py_ssize_t BATCH = 256            # items that are put or taken under one lock
+cdef Py_ssize_t PACKER_KEEPS = 1 << 20 # a packer keeps its largest buffer: one that grew past this goes
 cdef int COARSE = 5                     # CLOCK_REALTIME_COARSE
 
 
@@ -88,12 +93,13 @@ cdef class Claim:
             self.settled = True
             self.drop()
 
-    def drop(self):
+    cdef int drop(self) except -1:
         try:
             self.settled = False
             self.back(0, False, False)
         except (Closed, StaleClaim, CorruptionError, OSError):
             pass                            # nobody can be told; the item comes back with its handle
+        return 0
 
     @property
     def id(self):
@@ -281,6 +287,9 @@ cdef class QueueCore(QueueView):
         self.encode = codec.encode
         self.decode = codec.decode
         self.raw = codec.name == "raw"
+        if codec.name == "msgpack":
+            self.pack = Packer().pack
+            self.unpack = unpackb
         self.compress_from = -1 if compress_from is None else compress_from
         self.lease = 0 if lease is None else nanoseconds(lease, "lease")
 
@@ -290,6 +299,18 @@ cdef class QueueCore(QueueView):
         cdef bytes data
         if self.raw and type(item) is bytes:
             data = item
+        elif self.pack is not None:
+            pack = self.pack                # out of others' reach: packing may run code of the item's class, or fail
+            self.pack = None
+            try:
+                data = pack(item)
+                if len(data) > PACKER_KEEPS:
+                    pack = Packer().pack
+            except Exception:
+                pack = Packer().pack
+                data = self.encode(item)    # the same, and an error that says what is wrong
+            finally:
+                self.pack = pack
         else:
             encoded = self.encode(item)
             data = encoded if type(encoded) is bytes else bytes(encoded)
@@ -306,7 +327,7 @@ cdef class QueueCore(QueueView):
             raise ValueError(
                 f"the item takes {bytes_} bytes in the queue, and max_bytes is {self.view.max_bytes}: it can never fit"
             )
-        prepared.hash = xxh3_64_intdigest(data)
+        prepared.hash = hash_of(data)
         prepared.order = flags
         prepared.delay = 0
         prepared.due = 0
@@ -586,18 +607,27 @@ cdef class QueueCore(QueueView):
             seen = queue_announce(&self.view, QUEUE_ITEMS)
             announced = True
 
-    cdef object received(self, bytes data, queue_item *item):
-        """The value of an item that is ours alone."""
-        if <uint64_t>xxh3_64_intdigest(data) != item.hash:
-            self._spoilt(data, item.position, f"{item.epoch}-{item.sequence}", "its bytes are not what was put")
-        if item.flags & MMAPDS_COMPRESSED:
-            data = self._decompress(data)
+    cdef object value_of(self, bytes data):
         if self.raw:
             return data
+        if self.unpack is not None:
+            try:
+                return self.unpack(data)
+            except Exception:
+                pass                        # keys that are no text, or damage: the codec knows
+        return self.decode(memoryview(data))
+
+    cdef object received(self, bytes data, queue_item *item):
+        """The value of an item that is ours alone."""
+        if <uint64_t>hash_of(data) != item.hash:
+            self._spoilt(data, f"{item.epoch}-{item.sequence}", "its bytes are not what was put")
         try:
-            return self.decode(memoryview(data))
+            return self.value_of(self._decompress(data) if item.flags & MMAPDS_COMPRESSED else data)
         except CorruptionError as error:
-            self._spoilt(data, item.position, f"{item.epoch}-{item.sequence}", str(error))
+            self._spoilt(data, f"{item.epoch}-{item.sequence}", str(error))
+        except Exception as error:          # the codec's own: the item is gone, its bytes are not
+            error.add_note(self._keep_bytes(data, f"{item.epoch}-{item.sequence}"))
+            raise
 
     cdef int may_take(self) except -1:
         """Before each get or claim."""
@@ -695,19 +725,17 @@ cdef class QueueCore(QueueView):
                 self._tired(claim)
                 continue
             data = claim.payload()
-            if <uint64_t>xxh3_64_intdigest(data) != item.hash:
+            if <uint64_t>hash_of(data) != item.hash:
                 claim.done(False)
-                self._spoilt(data, item.position, claim.id, "its bytes are not what was put")
-            if item.flags & MMAPDS_COMPRESSED:
-                data = self._decompress(data)
-            if self.raw:
-                claim.item = data
-            else:
-                try:
-                    claim.item = self.decode(memoryview(data))
-                except CorruptionError as error:
-                    self._bury(claim, "cannot be decoded", error)
-                    raise
+                self._spoilt(data, claim.id, "its bytes are not what was put")
+            try:
+                claim.item = self.value_of(self._decompress(data) if item.flags & MMAPDS_COMPRESSED else data)
+            except CorruptionError as error:
+                self._bury(claim, "cannot be decoded", error)
+                raise
+            except Exception as error:      # the codec's own
+                claim.nack(error=error)
+                raise
             return claim
 
     def get(self, block=True, timeout=None):
@@ -764,8 +792,11 @@ cdef class QueueCore(QueueView):
                     queue_take_unlock(&self.view, status)
                     if self.view.maxsize or self.view.max_bytes:
                         queue_wake(&self.view, QUEUE_ROOM, 1)
-                if self.power and i:
-                    self.synced(items[i - 1].position)
+                if self.power:
+                    segments = {self.segment_at(items[j].position) for j in range(i)}
+                    segments.discard(None)  # mapped, all of them, when they were taken
+                    for segment in segments:
+                        self.durable(segment)
                 for j in range(i):
                     try:
                         values.append(self.received(datas[j], &items[j]))
@@ -980,6 +1011,8 @@ cdef class QueueCore(QueueView):
         cdef mmapds_queue *control
         cdef uint64_t number
         ready(self)
+        if not self.writable:
+            self.refuse()
         control = self.view.control
         number = fetch_add_seq_cst_u64(&control.shutdowns, 1) + 1
         if immediate:

@@ -151,6 +151,7 @@ cdef class QueueView:
     cdef int bury_dead(self, bint all_of_them) except -1
     cdef int look(self) except -1
     cdef int trim(self) except -1
+    cdef bint in_use(self, const queue_segment *segment) noexcept
     cdef int enter_segment(self, Mapping mapping, uint64_t number) except -1
     cdef Mapping segment_at(self, uint64_t position)
     cdef int durable(self, Mapping segment) except -1

@@ -273,7 +273,7 @@ cdef class QueueView:
         return 0
 
     cdef int enter_segment(self, Mapping mapping, uint64_t number) except -1:
-        """Adds a segment to the table; the one that was used longest ago goes."""
+        """Adds a segment to the table. Those that are finished by now go, and the one that was used longest ago."""
         cdef Segments table = Segments.__new__(Segments), old = self.table
         cdef queue_segment *entry = &table.entries[0]
         cdef uint32_t i
@@ -284,13 +284,19 @@ cdef class QueueView:
         entry.lost = &mapping.lost
         table.count = 1
         for i in range(old.count):
-            if old.entries[i].start != entry.start and table.count < <uint32_t>KEPT:
+            if (old.entries[i].start != entry.start and table.count < <uint32_t>KEPT
+                    and (self.in_use(&old.entries[i]) or self._exists(old.entries[i].start // self.view.segment_size))):
                 table.entries[table.count] = old.entries[i]
                 table.count += 1
                 mappings.append(old.mappings[i])
         table.mappings = tuple(mappings)
         self.use_table(table)
         return 0
+
+    cdef bint in_use(self, const queue_segment *segment) noexcept:
+        """Whether the head or the tail is in it."""
+        return (load_relaxed_u64(&self.view.control.head) - segment.start < segment.length
+                or load_relaxed_u64(&self.view.control.tail) - segment.start < segment.length)
 
     cdef use_table(self, Segments table):
         old = self.table                    # lives until the new one is in use
@@ -301,16 +307,13 @@ cdef class QueueView:
     cdef int trim(self) except -1:
         """Lets go of segments that neither the head nor the tail is in: they may be finished, and take room on the disk."""
         cdef Segments table, old = self.table
-        cdef uint64_t head, tail
         cdef uint32_t i
         cdef list mappings = []
         if self.view.private_copy or self.mapping is None:
             return 0
-        head = load_relaxed_u64(&self.view.control.head)
-        tail = load_relaxed_u64(&self.view.control.tail)
         table = Segments.__new__(Segments)
         for i in range(old.count):
-            if (head - old.entries[i].start < old.entries[i].length or tail - old.entries[i].start < old.entries[i].length):
+            if self.in_use(&old.entries[i]):
                 table.entries[table.count] = old.entries[i]
                 table.count += 1
                 mappings.append(old.mappings[i])

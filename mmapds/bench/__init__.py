@@ -13,7 +13,12 @@ plot         an SVG chart
 
 sync         the Synchronizer and the mapping layer, for `mmapds bench sync`
 counters     Counters, for `mmapds bench counters`
+queue        the Queue, for `mmapds bench queue`
 
-Each of these two has a module with the calls that are timed (`_cases`), and one with other ways to do the same
-(`_peers`).
+Each of these has a module with the calls that are timed (`_cases`), and one with other ways to do the same (`_peers`).
+For the queue there are three more:
+
+queue_teams  processes that put and take at the same time
+queue_opens  opening after a crash, and after another boot
+futexes      a C program: the least that waking another process can cost
 """

@@ -92,7 +92,7 @@ class _Scale:
 def _promises(results: dict[str, Any]) -> list[list[_Bar]]:
     groups = []
     for row in results["rows"]:
-        if row["skipped"]:
+        if row["skipped"] or row.get("counted"):  # the scale is one of times
             continue
         verdict = "met" if row["met"] else "missed"
         note = f"{row['ratio']:.2f}, must be {row['target'].replace('<=', '≤').replace('>=', '≥')}: {verdict}"

@@ -69,8 +69,13 @@ def _time(value: float | None) -> str | None:
     return None if value is None else nanoseconds(value)
 
 
+def _count(value: float | None) -> str | None:
+    return None if value is None else f"{value:g}"
+
+
 def _row(row: dict[str, Any]) -> list[object]:
-    head = [row["what"], _time(row["measured_ns"]), row["against"], _time(row["reference_ns"])]
+    shown = _count if row.get("counted") else _time
+    head = [row["what"], shown(row["measured_ns"]), row["against"], shown(row["reference_ns"])]
     if row["skipped"]:
         return [*head, None, row["target"], f"not measured: {row['skipped']}"]
     return [*head, f"{row['ratio']:.2f}", row["target"], "yes" if row["met"] else "NO"]
@@ -102,8 +107,12 @@ def _facts(results: dict[str, Any]) -> list[list[object]]:
 
 
 def _noise(results: dict[str, Any]) -> float:
-    """The middle one of the rows that compare with U."""
-    found = sorted(row["noise"] for row in results["rows"] if "(U)" in row["against"] and row["noise"] is not None)
+    """The middle one of the rows that compare with U; where none does, of all that compare their best slices."""
+    measured = [row for row in results["rows"] if row["noise"] is not None]
+    calls = [row for row in measured if "(U)" in row["against"]] or [
+        row for row in measured if row["statistic"] == "best"
+    ]
+    found = sorted(row["noise"] for row in calls)
     return float(found[len(found) // 2])
 
 

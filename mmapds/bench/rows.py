@@ -12,7 +12,7 @@ from typing import Any
 
 from mmapds.bench.measure import Cost, Figures, noise
 
-__all__ = ["COUNTERS", "SYNC", "Peer", "Result", "Row", "peers", "promises"]
+__all__ = ["COUNTERS", "QUEUE", "SYNC", "Peer", "Result", "Row", "peers", "promises"]
 
 Result = dict[str, Any]
 """One line of a table, as it goes into the JSON document."""
@@ -25,6 +25,7 @@ class Row:
     `at_least`: the ratio is one of rates, so upside down: how many times as long the reference takes.
     `typical`: it compares medians. Calls compare their best slices, because all that can happen to them is disturbance;
     a disk, and two processors at once, have good and bad moments of their own, and the best may be a stroke of luck.
+    `counted`: neither of the two is a time; the figures are numbers of something, and the reference is the limit itself.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Row:
     limit: float
     at_least: bool = False
     typical: bool = False
+    counted: bool = False
 
     @property
     def target(self) -> str:
@@ -47,6 +49,7 @@ class Row:
         found = reference_ns / ns if self.at_least else ns / reference_ns
         return {
             **self._head(),
+            **({"counted": True} if self.counted else {}),
             "measured_ns": ns,
             "reference_ns": reference_ns,
             "ratio": found,
@@ -147,4 +150,31 @@ COUNTERS: Sequence[Row] = (
         "adders", "two adders, one file, padded", "two adders, two files", "adders_one", "adders_two", 0.95, True, True
     ),
     Row("snapshot", "c.snapshot(), 10,000 names", "dict(zip(names, ints))", "snapshot", "dict_of_ints", 1.5),
+)
+
+_PUT_GET = "q.put(100 B); q.get(), raw"
+_TWO = "one producer and one consumer process, an item"
+_WAKE = "ping-pong of two processes, there and back"
+_POWER = "q.put(100 B), power"
+
+QUEUE: Sequence[Row] = (
+    Row("deque", _PUT_GET, "collections.deque: append, popleft", "put_get", "deque", 10),
+    Row("simple", _PUT_GET, "queue.SimpleQueue: put, get", "put_get", "simple", 5),
+    Row("claim", "q.put(100 B); q.claim().ack()", "q.put(100 B); q.get()", "put_claim", "put_get", 1.8),
+    Row("msgpack", 'the same of ("order", 12345, 100 B)', "packing, unpacking alone", "msgpack", "pack_unpack", 2),
+    Row("many", "put_many, get_many of 100, an item", _PUT_GET, "many", "put_get", 2, True),
+    Row("persist_queue", _PUT_GET, "persist-queue: put, get", "put_get", "persist_queue", 300, True),
+    Row("litequeue", _PUT_GET, "litequeue: put, pop", "put_get", "litequeue", 300, True),
+    Row("diskcache", _PUT_GET, "diskcache.Deque: append, popleft", "put_get", "diskcache", 300, True),
+    Row("delayed", "q.claim(), 100,000 delayed items wait", "with none", "claim_delayed", "claim_alone", 1.5),
+    Row("two", _TWO, "multiprocessing.SimpleQueue", "two", "two_simple", 10, True, True),
+    Row("two_fast", _TWO, "faster_fifo.Queue", "two", "two_fast", 8, True, True),
+    Row("wake", _WAKE, "in C, with bare futexes", "wake", "wake_futex", 1.6, typical=True),
+    Row("wake_pipe", _WAKE, "multiprocessing.Pipe", "wake", "wake_pipe", 1, typical=True),
+    Row("power", _POWER, "pwrite and fdatasync of as much", "power", "fdatasync", 1.3, typical=True),
+    Row("power_sqlite", _POWER, "SQLite, WAL, synchronous=FULL: insert", "power", "sqlite", 1, typical=True),
+    Row("power_eight", "the same, 8 producers at once", "one producer", "power_eight", "power_one", 3, True, True),
+    Row("open", "open after a crash, 1 million items", "5 ms", "open", "5_ms", 1),
+    Row("scan", "open after another boot, a MB of items", "1 GB/s", "scan", "1_ms", 1, True),
+    Row("segments", "segment files while 10 million items pass", "3", "segments", "3_files", 1, counted=True),
 )

@@ -35,10 +35,12 @@ class Effort:
     program_runs: int  # of a program that is timed between our own slices
     pair_rounds: int
     pair_seconds: float
+    start_runs: int  # of what begins with a process that is killed
+    amount: float  # share of the large numbers of items that wait, or pass
 
 
-FULL = Effort(200, 0.002, 200, 60, 4, 40, 0.05)
-QUICK = Effort(10, 0.0005, 10, 5, 1, 3, 0.02)
+FULL = Effort(200, 0.002, 200, 60, 4, 40, 0.05, 7, 1.0)
+QUICK = Effort(10, 0.0005, 10, 5, 1, 3, 0.02, 1, 0.02)
 
 
 class Run:

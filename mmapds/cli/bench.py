@@ -30,6 +30,7 @@ def register(
     sync.add_argument("--crate", metavar="PROGRAM", help="the Rust program of tests/interop/rust, built elsewhere")
     sync.set_defaults(options=lambda args: {"program": args.crate})
     _structure(structures, "counters", "the Counters")
+    _structure(structures, "queue", "the Queue")
 
 
 def _structure(structures: argparse._SubParsersAction[Any], name: str, what: str) -> argparse.ArgumentParser:
