@@ -18,7 +18,7 @@ import errno
 import os
 import re
 import shutil
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from mmapds import files
@@ -102,12 +102,12 @@ class QueueFiles:
         if durability == "power":
             files.sync_directory(path)
 
-    def grow(self, entries: int) -> None:
-        """Makes room for as many entries in meta."""
+    def grow(self, entries: int, *, alone: bool = False) -> None:
+        """Makes room for as many entries in meta. `alone`: the caller has the lock of who recovers."""
         size = LAYOUT["CONTROL"] + entries * LAYOUT["ENTRY"]
         size += -size % kernel.PAGE
         fd = self.meta.descriptor()
-        with files.growing(fd, self.meta.path):
+        with nullcontext() if alone else files.growing(fd, self.meta.path):
             try:
                 kernel.allocate(fd, size)
             except OSError as error:

@@ -279,7 +279,7 @@ def carry_out(plan: Plan, readers: Readers, offset: int) -> None:
     capacity = capacity if 0 < capacity <= room else room
     if plan.entries > capacity:
         capacity = plan.entries + plan.entries // 4
-        queue.grow(capacity)
+        queue.grow(capacity, alone=True)
     with_room = Mapping(
         queue.meta.fd,
         LAYOUT["CONTROL"] + capacity * LAYOUT["ENTRY"],

@@ -277,3 +277,16 @@ def descriptors() -> Iterator[None]:
     for then, now in zip(before, held(), strict=True):
         left = Counter(now) - Counter(then)  # what others left, and was collected meanwhile, does not matter
         assert not left, f"left behind: {list(left)}"
+
+
+@pytest.fixture
+def queue_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, descriptors: None) -> Iterator[str]:
+    """Where a queue may be made: at the end it, and its dead letters, must be whole."""
+    import queuefiles
+
+    monkeypatch.setattr("mmapds.queue._SEGMENT", 1 << 16)  # unless the test says otherwise: they are read, all of them
+    path = tmp_path / "queue"
+    yield str(path)
+    for folder in (path, path / "dead"):
+        if os.path.exists(queuefiles.meta(folder)):
+            queuefiles.check(folder)

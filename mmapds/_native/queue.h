@@ -36,7 +36,7 @@
 #include "queueindex.h"
 #include <stdio.h>
 
-#define QUEUE_SLICE 80000000LL /* ns: no sleep is longer, as others may die before they wake us */
+#define QUEUE_SLICE 50000000LL /* ns: no sleep is longer, as others may die before they wake us */
 #define QUEUE_PATIENCE 50000000LL /* ns: the same for locks; then it is looked whether the owner lives */
 
 enum {
@@ -270,7 +270,7 @@ static inline int queue_put_one(queue_view *view, const char *data, uint64_t siz
     store_relaxed_u64(&control->saved_tail, control->tail);
     __atomic_thread_fence(__ATOMIC_RELEASE);
     store_relaxed_u64(&control->tail_sequence, sequence + 1);
-    store_seq_cst_u64(&control->tail, next); /* pairs with the load in queue_pick */
+    store_release_u64(&control->tail, next); /* pairs with the load in queue_pick; unlocking is a full barrier: queue_wake */
     return QUEUE_DONE;
 }
 

@@ -38,6 +38,7 @@ cdef class QueueCore(QueueView):
     cdef int allowed(self) except -1
     cdef int may_take(self) except -1
     cdef Claim hold(self, queue_item *item)
+    cdef int check_size(self, Py_ssize_t size) except -1
     cdef int prepare(self, bytes data, uint64_t flags, object delay, mmapds_record_item *prepared) except -1
     cdef int wait(self, int event, uint32_t seen, int64_t limit) except -1
     cdef int attempt(self, int how, uint64_t lease, char *into, Py_ssize_t room, queue_item *item) except -1

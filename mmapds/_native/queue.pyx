@@ -319,14 +319,19 @@ cdef class QueueCore(QueueView):
             data, flags[0] = self._compress(data)
         return data
 
-    cdef int prepare(self, bytes data, uint64_t flags, object delay, mmapds_record_item *prepared) except -1:
-        cdef uint64_t bytes_ = queue_record_bytes(MMAPDS_DELAYED, len(data))
-        if len(data) >> MMAPDS_ITEM_BITS:
-            raise ValueError(f"the item is {len(data)} bytes: fewer than 2**{MMAPDS_ITEM_BITS} fit")
-        if self.view.max_bytes and bytes_ > self.view.max_bytes:
+    cdef int check_size(self, Py_ssize_t size) except -1:
+        """Whether it can ever fit."""
+        if size >> MMAPDS_ITEM_BITS:
+            raise ValueError(f"the item is {size} bytes: fewer than 2**{MMAPDS_ITEM_BITS} fit")
+        if self.view.max_bytes and queue_record_bytes(MMAPDS_DELAYED, size) > self.view.max_bytes:
             raise ValueError(
-                f"the item takes {bytes_} bytes in the queue, and max_bytes is {self.view.max_bytes}: it can never fit"
+                f"the item takes {queue_record_bytes(MMAPDS_DELAYED, size)} bytes in the queue, and max_bytes is "
+                f"{self.view.max_bytes}: it can never fit"
             )
+        return 0
+
+    cdef int prepare(self, bytes data, uint64_t flags, object delay, mmapds_record_item *prepared) except -1:
+        self.check_size(len(data))
         prepared.hash = hash_of(data)
         prepared.order = flags
         prepared.delay = 0
@@ -432,48 +437,61 @@ cdef class QueueCore(QueueView):
         All are encoded before the first is put. `Full` when there is no room for the rest: its `args[0]` is how many were
         put.
         """
-        cdef mmapds_record_item prepared
-        cdef list datas = [], flagged = [], hashes = []
-        cdef uint64_t flags = 0, position = 0
+        cdef mmapds_record_item *prepared
+        cdef mmapds_record_item first
+        cdef list datas = []
         cdef bytes data
         cdef int64_t limit = limit_of(block, timeout)
-        cdef Py_ssize_t i = 0, n, upto
+        cdef uint64_t flags = 0, position = 0
+        cdef Py_ssize_t i, n, upto
         cdef int status
-        for item in items:
-            data = self.data_of(item, &flags)
-            self.prepare(data, flags, delay, &prepared)
-            datas.append(data)
-            flagged.append(flags)
-            hashes.append(prepared.hash)
-        n = len(datas)
+        if type(items) is list and self.raw and self.compress_from < 0:
+            datas = [item if type(item) is bytes else self.data_of(item, &flags) for item in <list>items]
+        else:
+            for item in items:
+                data = self.data_of(item, &flags)
+                datas.append(data if flags == 0 else (data, flags))
+        n = PyList_GET_SIZE(datas)
         if n == 0:
             return
         self.allowed()
-        while i < n:
-            upto = min(n, i + BATCH)
-            status = queue_put_lock(&self.view, False)
-            if status == QUEUE_DONE:
-                while i < upto:             # with the GIL and the lock, and nothing that runs Python code
-                    data = <bytes>PyList_GET_ITEM(datas, i)
-                    prepared.order = <object>PyList_GET_ITEM(flagged, i)
-                    prepared.hash = <object>PyList_GET_ITEM(hashes, i)
-                    status = queue_put_one(&self.view, PyBytes_AS_STRING(data), len(data), &prepared, &position)
-                    if status != QUEUE_DONE:
-                        break
-                    i += 1
-                lockword_release(&self.view.control.put_lock, False)
-                queue_wake(&self.view, QUEUE_ITEMS, 1)
-                self.mapping.check()
+        self.prepare(b"", 0, delay, &first)
+        prepared = <mmapds_record_item *>malloc(n * sizeof(mmapds_record_item))
+        if prepared is NULL:
+            raise MemoryError
+        try:
+            for i in range(n):
+                prepared[i] = first
+                item = <object>PyList_GET_ITEM(datas, i)
+                if type(item) is tuple:
+                    datas[i], prepared[i].order = item
+                data = <bytes>PyList_GET_ITEM(datas, i)
+                self.check_size(len(data))
+                prepared[i].hash = hash_of(data)
+            i = 0
+            while i < n:
+                upto = min(n, i + BATCH)
+                status = queue_put_lock(&self.view, False)
                 if status == QUEUE_DONE:
-                    continue
-            data = datas[i]                 # one item with whatever it needs
-            prepared.order = flagged[i]
-            prepared.hash = hashes[i]
-            if self.put_data(data, &prepared, limit, &position) == QUEUE_FULL:
-                if self.power and i:
-                    self.synced(position)
-                raise Full(i)
-            i += 1
+                    while i < upto:         # with the GIL and the lock, and nothing that runs Python code
+                        data = <bytes>PyList_GET_ITEM(datas, i)
+                        status = queue_put_one(&self.view, PyBytes_AS_STRING(data), len(data), &prepared[i], &position)
+                        if status != QUEUE_DONE:
+                            break
+                        i += 1
+                    lockword_release(&self.view.control.put_lock, False)
+                    queue_wake(&self.view, QUEUE_ITEMS, 1)
+                    self.mapping.check()
+                    if status == QUEUE_DONE:
+                        continue
+                data = datas[i]             # one item with whatever it needs
+                if self.put_data(data, &prepared[i], limit, &position) == QUEUE_FULL:
+                    if self.power and i:
+                        self.synced(position)
+                    raise Full(i)
+                i += 1
+        finally:
+            free(prepared)
         if self.power:
             self.synced(position)
 

@@ -42,7 +42,7 @@ cdef Py_ssize_t CONTROL = sizeof(mmapds_queue)
 cdef Py_ssize_t RESERVE = 64 << 30      # addresses for entries
 cdef int KEPT = 6                       # segments that a handle keeps mapped
 cdef int64_t LOOK = 1000000             # ns between two looks for dead holders while there are items to take
-cdef int64_t SHARED_LOOK = 80000000     # ns between two looks of any of those who wait
+cdef int64_t SHARED_LOOK = 100000000    # ns between two looks of any of those who wait
 
 
 @cython.final
@@ -406,7 +406,7 @@ cdef class QueueView:
         return 0
 
     def _tend(self):
-        """What who waits does every 80 ms, one for all: looks for dead holders. And lets go of finished segments."""
+        """What who waits does now and then, one for all: looks for dead holders. And lets go of finished segments."""
         cdef mmapds_queue *control
         cdef uint64_t now, looked
         ready(self)

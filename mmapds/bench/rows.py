@@ -25,7 +25,7 @@ class Row:
     `at_least`: the ratio is one of rates, so upside down: how many times as long the reference takes.
     `typical`: it compares medians. Calls compare their best slices, because all that can happen to them is disturbance;
     a disk, and two processors at once, have good and bad moments of their own, and the best may be a stroke of luck.
-    `counted`: neither of the two is a time; the figures are numbers of something, and the reference is the limit itself.
+    `counted`: neither of the two is a time, but a number of something; the reference is the limit itself.
     """
 
     name: str
@@ -155,6 +155,7 @@ COUNTERS: Sequence[Row] = (
 _PUT_GET = "q.put(100 B); q.get(), raw"
 _TWO = "one producer and one consumer process, an item"
 _WAKE = "ping-pong of two processes, there and back"
+_SLEEP = "the same, who waits is asleep"
 _POWER = "q.put(100 B), power"
 
 QUEUE: Sequence[Row] = (
@@ -171,10 +172,12 @@ QUEUE: Sequence[Row] = (
     Row("two_fast", _TWO, "faster_fifo.Queue", "two", "two_fast", 8, True, True),
     Row("wake", _WAKE, "in C, with bare futexes", "wake", "wake_futex", 1.6, typical=True),
     Row("wake_pipe", _WAKE, "multiprocessing.Pipe", "wake", "wake_pipe", 1, typical=True),
+    Row("sleep", _SLEEP, "in C, with bare futexes", "sleep", "sleep_futex", 1.6, typical=True),
+    Row("sleep_pipe", _SLEEP, "multiprocessing.Pipe", "sleep", "sleep_pipe", 1, typical=True),
     Row("power", _POWER, "pwrite and fdatasync of as much", "power", "fdatasync", 1.3, typical=True),
     Row("power_sqlite", _POWER, "SQLite, WAL, synchronous=FULL: insert", "power", "sqlite", 1, typical=True),
     Row("power_eight", "the same, 8 producers at once", "one producer", "power_eight", "power_one", 3, True, True),
     Row("open", "open after a crash, 1 million items", "5 ms", "open", "5_ms", 1),
-    Row("scan", "open after another boot, a MB of items", "1 GB/s", "scan", "1_ms", 1, True),
+    Row("scan", "open after another boot, a MB of segments", "1 GB/s", "scan", "1_ms", 1, True),
     Row("segments", "segment files while 10 million items pass", "3", "segments", "3_files", 1, counted=True),
 )

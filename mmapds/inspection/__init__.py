@@ -1,4 +1,4 @@
-"""What a file of mmapds is, and whether it is sound: without mapping it, changing it, or taking a lock.
+"""What a file of mmapds is, and whether it is sound: without changing it, or taking a lock.
 
 Promise
     `describe` says what any file of ours is and what its header says. `verify` checks every header, record, size,
@@ -9,7 +9,7 @@ Promise
     believed only if the version is the same before and after; otherwise they look again.
 
     Bytes are untrusted: each length is read once and checked before it is used, values are hashed in pieces of 1 MiB,
-    and a file that shrinks meanwhile is a finding and not a SIGBUS.
+    and a file that shrinks meanwhile is a finding and not a SIGBUS: files are read, and only a queue's segments mapped.
 
 Prior art
     ``bbolt check``, ``journalctl --verify``, ``btrfs scrub``; sortedcontainers' ``_check()``.
@@ -26,7 +26,7 @@ import os
 import re
 
 from mmapds import files
-from mmapds.inspection import _counters, _counters_check, _crate, _sync, _sync_check
+from mmapds.inspection import _counters, _counters_check, _crate, _queue, _queue_check, _sync, _sync_check
 from mmapds.inspection._base import Finding, Report, described_header, first_page, opened
 from mmapds.region import StrPath
 
@@ -36,13 +36,16 @@ _NAME = re.compile(r"(.+)_(sync|state|data_[01])", re.DOTALL)
 
 
 def describe(path: StrPath) -> dict[str, object]:
-    """What the file at `path` is and what its header says, in words; a prefix stands for its control file.
+    """What the file at `path` is and what its header says, in words; a prefix stands for its control file, the directory of
+    a queue for its meta file.
 
     Changes nothing and needs no write permission. A writer may be at work: then words that are not of one record may be
     of two moments. Raises IncompatibleFormat for what is not ours, CorruptionError for a damaged header,
     FileNotFoundError.
     """
     path = _resolve(os.fsdecode(path))
+    if os.path.isdir(path):
+        return _queue.describe(path)
     protocol, prefix, part = _place(path)
     if protocol == "mmap-sync":
         return _crate.describe_state(path) if part == "state" else _crate.describe_data(path, prefix, int(part[-1]))
@@ -57,16 +60,18 @@ def describe(path: StrPath) -> dict[str, object]:
             return common | _sync.described_data(fd, prefix, header)
         if header.kind == "counters":
             return common | _counters.described(fd, header)
-        return common
+    return _queue.describe(path) if header.kind in ("queue", "segment") else common
 
 
 def verify(path: StrPath) -> list[Finding]:
-    """Everything that is wrong with the structure that `path` (one of its files, or its prefix) belongs to.
+    """Everything that is wrong with the structure that `path` (one of its files, its prefix or directory) belongs to.
 
     The worst first; empty if it is sound. Raises IncompatibleFormat if nothing there is ours, or if it is of another
     format; FileNotFoundError, PermissionError. Reads the whole value: some seconds for each 10 GB.
     """
     path = _resolve(os.fsdecode(path))
+    if queue := path if os.path.isdir(path) else _queue.queue_of(path):
+        return _queue_check.verify(queue)
     protocol, prefix, _ = _place(path)
     if protocol == "mmap-sync":
         return _crate.verify(prefix)
@@ -88,8 +93,8 @@ def verify(path: StrPath) -> list[Finding]:
 
 
 def _resolve(path: str) -> str:
-    """The file that a path or a prefix means."""
-    if os.path.lexists(path) and not os.path.isdir(path):
+    """The file, or the directory of a queue, that a path or a prefix means."""
+    if os.path.lexists(path) and (not os.path.isdir(path) or _queue.is_queue(path)):
         return path
     for suffix in ("_sync", "_state"):
         if os.path.lexists(path + suffix):

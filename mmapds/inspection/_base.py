@@ -24,7 +24,10 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ATTEMPTS = 30
 _CHUNK = 1 << 20
 _ZERO = ((2080, 2112), (2160, 2176), (2184, 4096))  # between and behind the mutable words: see layout.h
-_ZERO_IN_DATA = ((2080, 4096),)  # a data file has an origin, and no holder or failure of its own
+_ZERO_IN = {  # a data file has an origin, and no holder or failure of its own; a segment has words of its own
+    "syncdata": ((2080, 4096),),
+    "segment": ((2080, 2304), (2328, 4096)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def check_header(report: Report, where: str, page: bytes, header: files.Header) 
             report.error(
                 where, f"the schema text hashes to {digest.hex()}, and {header.schema.hash.hex()} is stored with it"
             )
-    check_zero(report, where, page, _ZERO_IN_DATA if header.kind == "syncdata" else _ZERO)
+    check_zero(report, where, page, _ZERO_IN.get(header.kind, _ZERO))
 
 
 def check_temporaries(report: Report, prefix: str, parts: str = "_.*") -> None:
@@ -178,6 +181,17 @@ def without_path(error: Exception, path: str) -> str:
     return (text or str(error).removeprefix(path)).lstrip(": ")
 
 
+def settled(fd: int, page: bytes) -> bool:
+    """Whether the words can be judged as they are: this boot wrote them, or somebody lives in the file, and nobody is
+    recovering it; see OpenFile.settled."""
+    status = os.fstat(fd)
+    origin = files.boot_id() + status.st_dev.to_bytes(8, "little") + status.st_ino.to_bytes(8, "little")
+    if page[2048:2080] == origin:
+        return True
+    alive = kernel.locked(fd, kernel.LOCK_WRITER, 0)
+    return alive and not kernel.locked(fd, kernel.LOCK_OPEN, exclusive=True)
+
+
 def described_file(fd: int, path: str) -> dict[str, object]:
     """What the file system says."""
     status = os.fstat(fd)
@@ -199,6 +213,8 @@ def described_header(fd: int, path: str, header: files.Header) -> dict[str, obje
         "sync": "control file of a Synchronizer",
         "syncdata": "data file of a Synchronizer",
         "counters": "counters, by name or by index",
+        "queue": "queue: what is in it, and who holds what",
+        "segment": "segment of a queue",
     }
     status = os.fstat(fd)
     codec, _, schema = header.schema.text.partition("\n")

@@ -27,6 +27,7 @@ from mmapds.inspection._base import (
     check_zero,
     first_page,
     opened,
+    settled,
     until_still,
     without_path,
 )
@@ -147,7 +148,7 @@ class _Look:
                 "this release does not know all of these options",
             )
             return
-        self.foreign = not _settled(fd, page)
+        self.foreign = not settled(fd, page)
         self.power = header.durability == "power"
         control = _again(lambda: Control(fd, self.identity), self.is_wrong)
         if not control.complete:
@@ -372,17 +373,6 @@ def _again(read: Callable[[], _T], wrong: Callable[[_T], bool]) -> _T:
             return found
         time.sleep(0.001)
     return read()
-
-
-def _settled(fd: int, page: bytes) -> bool:
-    """Whether the words can be judged as they are: this boot wrote them, or somebody lives in the file, and nobody is
-    recovering it; see OpenFile.settled."""
-    status = os.fstat(fd)
-    origin = files.boot_id() + status.st_dev.to_bytes(8, "little") + status.st_ino.to_bytes(8, "little")
-    if page[_ORIGIN] == origin:
-        return True
-    alive = kernel.locked(fd, kernel.LOCK_WRITER, 0)
-    return alive and not kernel.locked(fd, kernel.LOCK_OPEN, exclusive=True)
 
 
 def _check_temporaries(report: Report, path: str) -> None:

@@ -224,6 +224,12 @@ class Snapshot:
         every = [*held, *((2 * r.position + 1, 0, r) for r in plain)]
         return [record.payload for _, _, record in sorted(every, key=lambda item: item[:2])]
 
+    def everything(self) -> list[bytes]:
+        """Payloads of all that is not done, in order, as if every claim had been returned to its place."""
+        held = [(e.place, e.stamp, self.held_record(e)) for e in self.live()]
+        every = [*held, *((2 * r.position + 1, 0, r) for r in self.plain())]
+        return [record.payload for _, _, record in sorted(every, key=lambda item: item[:2])]
+
     def claimed(self) -> list[bytes]:
         return [self.held_record(e).payload for e in self.live() if KINDS[e.kind] in ("claimed", "leased")]
 

@@ -90,6 +90,38 @@ class _File:
             os.close(self.file)
 
 
+class _Folder:
+    """All files in a folder, those that come while the victim runs too."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.files: dict[str, _File] = {}
+        self.names: list[str] = []
+        self.changed()
+
+    def changed(self) -> bool:
+        """Whether one of them has, or their names have, since this was asked last."""
+        names = [name for name in os.listdir(self.path) if "." in name or name == "meta"]
+        found = names != self.names
+        if found:
+            self.names = names
+            for name in names:
+                self.files.setdefault(name, _File(os.path.join(self.path, name)))
+            for name in self.files.keys() - set(names):
+                self.files.pop(name).close()
+        for file in self.files.values():
+            found |= file.changed()
+        return found
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+
+
+def _watched(path: str) -> _File | _Folder:
+    return _Folder(path) if os.path.isdir(path) else _File(path)
+
+
 class Point(NamedTuple):
     """Where a victim has come to. `arguments` are those of a call."""
 
@@ -98,7 +130,7 @@ class Point(NamedTuple):
 
 
 def _points(
-    pid: int, file: _File, *, every_call: bool = False, at_locks: bool = True, where_asked: bool = True
+    pid: int, file: _File | _Folder, *, every_call: bool = False, at_locks: bool = True, where_asked: bool = True
 ) -> Iterator[Point]:
     """Lets the victim run from point to point. Ends with the victim. `every_call`: also those between stores."""
     info = _SyscallInfo()
@@ -167,7 +199,7 @@ def killed_at(
     if pid is None:
         return 1, ["failed before it began"]
     seen: list[str] = []
-    with contextlib.closing(_File(path)) as file:
+    with contextlib.closing(_watched(path)) as file:
         for point in _points(pid, file, at_locks=kind == "any", where_asked=kind != "call"):
             if point.what.startswith("end"):
                 return int(point.what.split()[1]), seen

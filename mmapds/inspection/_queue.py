@@ -1,0 +1,403 @@
+"""The files of a queue as the inspection reads them, and in words.
+
+The layout is drawn in ``_native/layout.h`` and written here a second time, from the drawing. Meta is read with pread: what
+its transitions change is of one moment if the count of changes is the same before and after, and the undo log is empty both
+times (``_native/queueindex.h``). A log that does not become empty belongs to somebody who was killed or stopped: then its
+words are taken back in the copy, as the next taker would do in the file. Records are read through `SegmentReader`, from a
+private mapping that is guarded: what is cut off under it is an error and not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+import time
+from contextlib import suppress
+from typing import Any, cast
+
+from mmapds import _compression, files
+from mmapds._native import kernel
+from mmapds._native.queuescan import SegmentReader
+from mmapds._native.region import FLAGS as MAP
+from mmapds._native.region import Mapping
+from mmapds._queuefiles import DEAD, META, QUARANTINE, SEGMENT, QueueFiles, segment_name
+from mmapds.errors import CorruptionError, IncompatibleFormat
+from mmapds.inspection._base import described_header, first_page, opened
+
+WORDS, WORDS_END = 4096, 4928
+UNDO, UNDO_MOST = 8192, 256
+SLOTS, SLOT, SLOTS_MOST = 12288, 64, 1024
+SENTINEL = 81912
+ENTRIES, ENTRY = 81920, 96
+FREE, DELAYED, READY, CLAIMED, LEASED = range(5)
+LARGEST = 1 << 40  # a segment
+EPOCHS = 1 << 24
+HEAD = 72  # bytes of the shortest record
+END_OF_ALL = 1 << 62  # positions are below
+_TOKEN = ~(3 << 30)
+_ATTEMPTS = 400
+_PIECE = 1 << 24
+
+_PARTS = (
+    (0, ("put_lock", "tail", "tail_sequence", "saved_tail", "saved_sequence", "epoch")),
+    (128, ("take_lock", "head", "head_sequence", "changes", "logged", "finished")),
+    (256, ("capacity", "used", "free", "timed", "ready", "leased", "claimed", "waiting_bytes", "held", "fences", "stamps",
+           "holders")),
+    (384, ("returns", "deaths", "expired", "buried", "set_aside", "cut", "purged", "recoveries")),
+    (768, ("shutdowns", "immediate", "looked")),
+)  # fmt: skip
+CONTROL_ZERO = ((4144, 4224), (4272, 4352), (4448, 4480), (4544, 4608), *((at + 8, at + 64) for at in range(4608, 4864, 64)),
+        (4888, 8192), (77824, SENTINEL))  # fmt: skip
+TALLIES = _PARTS[3][1]
+
+
+class Slot:
+    """Who takes items: one handle."""
+
+    __slots__ = ("claimed", "claims", "number", "owing", "pid", "token")
+
+    def __init__(self, number: int, data: bytes) -> None:
+        self.number = number
+        self.token, self.owing, self.claims, self.claimed, self.pid = struct.unpack_from("<5Q", data)
+
+    def alive(self, fd: int) -> bool:
+        """Whether its handle still is."""
+        return token_lives(fd, self.token)
+
+
+class Snapshot:
+    """The words, slots and entries of meta at one moment."""
+
+    def __init__(self, words: dict[str, int], slots: bytes, entries: bytes, taken_back: int = 0) -> None:
+        self.words = words
+        self.slots = [Slot(at // SLOT + 1, slots[at : at + SLOT]) for at in range(0, len(slots), SLOT)]
+        self.entries = entries
+        self.used = len(entries) // ENTRY
+        self.taken_back = taken_back  # words of a transition that was not finished
+        self.quads = memoryview(entries).cast("Q")
+        self.halves = memoryview(entries).cast("I")
+
+    def position(self, number: int) -> int:
+        """Of an entry, numbered from 1 on."""
+        return self.quads[12 * number - 12]
+
+    def kind(self, number: int) -> int:
+        """What an entry is in use for."""
+        return self.halves[24 * number - 3]
+
+    def positions(self) -> set[int]:
+        """Of all items that have an entry."""
+        kinds, quads = self.halves[21::24].tolist(), self.quads[::12].tolist()
+        return {position for kind, position in zip(kinds, quads, strict=True) if kind != FREE}
+
+    def kinds(self) -> list[int]:
+        """How many entries there are of each kind."""
+        counts = [0] * 5
+        for kind in self.halves[21::24].tolist():
+            if kind <= LEASED:
+                counts[kind] += 1
+        return counts
+
+
+def parse_words(data: bytes) -> dict[str, int]:
+    """The words from WORDS to WORDS_END."""
+    found: dict[str, int] = {}
+    for offset, names in _PARTS:
+        found.update(zip(names, struct.unpack_from(f"<{len(names)}Q", data, offset), strict=True))
+    return found
+
+
+def read_words(fd: int) -> dict[str, int] | None:
+    """The words as they are now, not all of one moment; None if the file is too short."""
+    data = os.pread(fd, WORDS_END - WORDS, WORDS)
+    return parse_words(data) if len(data) == WORDS_END - WORDS else None
+
+
+def read_tail(fd: int) -> tuple[int, int, int]:
+    """Where the tail was after a moment when its sequence was at least the second less 1, and when it was at most the third:
+    a put changes the sequence before the tail."""
+    least = struct.unpack("<Q", os.pread(fd, 8, WORDS + 16).ljust(8, b"\0"))[0]
+    tail = struct.unpack("<Q", os.pread(fd, 8, WORDS + 8).ljust(8, b"\0"))[0]
+    most = struct.unpack("<Q", os.pread(fd, 8, WORDS + 16).ljust(8, b"\0"))[0]
+    return tail, least, most
+
+
+def look(fd: int, attempts: int = _ATTEMPTS) -> Snapshot | None:
+    """Meta at one moment; None if it was changed all the while. The sizes in it have been checked by `sizes_fit`."""
+    stuck: tuple[int, int] | None = None
+    times = 0
+    for attempt in range(attempts):
+        before = read_words(fd)
+        if before is None:
+            return None
+        if before["logged"] == 0:
+            found = _read_rest(fd, before)
+            after = read_words(fd)
+            if after is not None and after["logged"] == 0 and after["changes"] == before["changes"]:
+                return found
+        elif (before["changes"], before["logged"]) == stuck:
+            times += 1
+            if times >= 8 and (found := _taken_back(fd)) is not None:
+                return found
+        else:
+            stuck, times = (before["changes"], before["logged"]), 0
+        if attempt >= 20:
+            time.sleep(0.00002 * (attempt % 100))
+    return None
+
+
+def sizes_fit(words: dict[str, int], size: int) -> bool:
+    """Whether the entries that the words speak of are in the file."""
+    return words["used"] <= words["capacity"] <= max(0, size - ENTRIES) // ENTRY and words["holders"] <= SLOTS_MOST
+
+
+def _read_rest(fd: int, words: dict[str, int]) -> Snapshot:
+    slots = os.pread(fd, min(words["holders"], SLOTS_MOST) * SLOT, SLOTS)
+    entries = _read(fd, ENTRIES, min(words["used"], words["capacity"]) * ENTRY)
+    return Snapshot(words, slots[: len(slots) // SLOT * SLOT], entries[: len(entries) // ENTRY * ENTRY])
+
+
+def _read(fd: int, offset: int, size: int) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        data = os.pread(fd, min(_PIECE, size - len(found)), offset + len(found))
+        if not data:
+            break
+        found += data
+    return bytes(found)
+
+
+def _taken_back(fd: int) -> Snapshot | None:
+    """A copy in which the undo log has been applied; None if somebody changed something meanwhile, or it is damaged."""
+    words = read_words(fd)
+    if words is None or not 0 < words["logged"] <= UNDO_MOST:
+        return None
+    size = ENTRIES + min(words["used"], words["capacity"]) * ENTRY
+    copy = bytearray(_read(fd, 0, size))
+    again = _read(fd, 0, size)
+    if len(copy) < size or any(copy[start:end] != again[start:end] for start, end in ((4224, 4608), (4864, size))):
+        return None  # puts go on, and wake: what they change is not in the log
+    logged: int = words["logged"]
+    pairs = [struct.unpack_from("<2Q", copy, UNDO + 16 * i) for i in range(logged)]
+    for offset, value in reversed(pairs):
+        if undo_is_wrong(offset, ENTRIES + words["capacity"] * ENTRY):
+            return None
+        if offset + 8 <= len(copy):
+            struct.pack_into("<Q", copy, offset, value)
+    words = parse_words(bytes(copy[WORDS:WORDS_END]))
+    slots = bytes(copy[SLOTS : SLOTS + min(words["holders"], SLOTS_MOST) * SLOT])
+    end = ENTRIES + min(words["used"], words["capacity"]) * ENTRY
+    entries = bytes(copy[ENTRIES:end])
+    return Snapshot(words, slots, entries[: len(entries) // ENTRY * ENTRY], logged)
+
+
+def undo_is_wrong(offset: int, end: int) -> bool:
+    """Whether no transition logs a word there."""
+    return bool(offset & 7) or offset < 4232 or offset + 8 > end or 4864 <= offset < SLOTS
+
+
+def token_lives(fd: int, token: int) -> bool:
+    """Whether the owner of a token, or of a lock word with it, is alive."""
+    token &= _TOKEN & (1 << 64) - 1
+    byte = kernel.LOCK_TOKEN + ((token >> 32) << 30 | token & 0x3FFFFFFF)
+    return token != 0 and byte < 1 << 63 and kernel.locked(fd, byte)
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+class Looking(QueueFiles):
+    """The files of a queue that is only looked at, wherever it lies."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str, header: files.Header) -> None:
+        self.path = path
+        self.writable = False
+        self.directory = -1
+        self.segment_size = header.options[0]
+        self.meta = cast(files.OpenFile, _Meta(header))
+
+
+class _Meta:
+    def __init__(self, header: files.Header) -> None:
+        self.header = header
+
+    def check_path(self) -> None:
+        """What is there now is the caller's affair."""
+
+
+def mapped(fd: int, size: int, start: int, queue: bytes, path: str) -> SegmentReader:
+    """The records of a segment of the queue with this identity."""
+    return SegmentReader(Mapping(fd, size, MAP["READ"], MAP["PRIVATE"], path), start, queue)
+
+
+def is_queue(path: str) -> bool:
+    """Whether a directory is one of a queue, perhaps a damaged one."""
+    with suppress(OSError):
+        if os.path.lexists(os.path.join(path, META)):
+            return True
+        return any(SEGMENT.fullmatch(name) for name in os.listdir(path))
+    return False
+
+
+def queue_of(path: str) -> str:
+    """The directory of the queue that a file belongs to; "" if its name is not one that a queue gives, or it is something
+    else."""
+    folder, name = os.path.split(path)
+    if name != META and not (SEGMENT.fullmatch(name) and os.path.lexists(os.path.join(folder, META))):
+        return ""
+    with opened(path) as fd:
+        head = os.pread(fd, 24, 0)
+    if head.startswith(files.MAGIC):
+        ours = head[16:].rstrip(b"\0") in (b"queue", b"segment")
+    else:
+        ours = any(SEGMENT.fullmatch(other) for other in os.listdir(folder or "."))  # it may be damaged
+    return (folder or ".") if ours else ""
+
+
+# ---- in words ------------------------------------------------------------------------------------------------------
+
+
+def described_meta(fd: int, folder: str, header: files.Header) -> dict[str, object]:
+    """What the queue of a meta file holds, beyond what every header says."""
+    size, maxsize, max_bytes, max_attempts, level, least = header.options[:6]
+    words = read_words(fd)
+    found: dict[str, object] = {
+        "options": {
+            "segment_size": size,
+            "maxsize": maxsize,
+            "max_bytes": max_bytes or None,
+            "max_attempts": max_attempts or None,
+            "compress": _compression.text_of(level, least),
+        },
+        "durability_failed": bool(header.failed),
+        "in_use": kernel.locked(fd, kernel.LOCK_SLOT),
+    }
+    if words is None or not sizes_fit(words, os.fstat(fd).st_size):
+        return found | {"cut": f"{os.fstat(fd).st_size} bytes: fewer than its words say"}
+    snapshot = look(fd)
+    if snapshot is not None:
+        words = snapshot.words
+        kinds = snapshot.kinds()
+        found |= {
+            "items": words["tail_sequence"] - words["head_sequence"] + kinds[DELAYED] + kinds[READY],
+            "delayed": kinds[DELAYED],
+            "returned": kinds[READY],
+            "claimed": kinds[CLAIMED] + kinds[LEASED],
+            "leased": kinds[LEASED],
+            "holders": [
+                {"slot": s.number, "pid": s.pid, "alive": s.alive(fd), "claimed": s.claimed, "owing": s.owing}
+                for s in snapshot.slots
+                if s.token
+            ],
+        }
+    return found | {
+        "busy": snapshot is None,
+        "epoch": words["epoch"],
+        "head": words["head"],
+        "head_sequence": words["head_sequence"],
+        "tail": words["tail"],
+        "tail_sequence": words["tail_sequence"],
+        "index": {name: words[name] for name in ("capacity", "used", "timed", "ready", "waiting_bytes")},
+        "shutdowns": words["shutdowns"],
+        **{name: words[name] for name in TALLIES},
+        "segments": _described_segments(folder),
+        "quarantine": _described_folder(os.path.join(folder, QUARANTINE)),
+        "dead": _described_dead(os.path.join(folder, DEAD)),
+    }
+
+
+def _described_segments(folder: str) -> list[dict[str, object]]:
+    found = []
+    for number in sorted(int(match[1], 16) for name in os.listdir(folder) if (match := SEGMENT.fullmatch(name))):
+        with suppress(FileNotFoundError):  # finished meanwhile
+            status = os.lstat(os.path.join(folder, segment_name(number)))
+            found.append({"number": number, "size": status.st_size, "disk": status.st_blocks * 512})
+    return found
+
+
+def _described_folder(folder: str) -> dict[str, int] | None:
+    try:
+        sizes = [entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder)]
+    except OSError:
+        return None
+    return {"files": len(sizes), "bytes": sum(sizes)}
+
+
+def _described_dead(folder: str) -> dict[str, object] | None:
+    path = os.path.join(folder, META)
+    try:
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            return None
+        with opened(path) as fd:
+            header = files.parse_header(first_page(fd), path, "queue")
+            words = read_words(fd)
+            fits = words is not None and sizes_fit(words, os.fstat(fd).st_size)
+            snapshot = look(fd) if fits else None
+    except (OSError, CorruptionError, IncompatibleFormat):
+        return None
+    if snapshot is None:
+        return {"path": folder, "identity": header.identity.hex()}
+    words, kinds = snapshot.words, snapshot.kinds()
+    waiting = words["tail_sequence"] - words["head_sequence"] + kinds[DELAYED] + kinds[READY]
+    return {
+        "path": folder,
+        "identity": header.identity.hex(),
+        "items": waiting,
+        "claimed": kinds[CLAIMED] + kinds[LEASED],
+    }
+
+
+def described_segment(fd: int, path: str, header: files.Header) -> dict[str, Any]:
+    """What a segment holds, beyond what every header says."""
+    number, units = header.options[:2]
+    size = os.fstat(fd).st_size
+    page = first_page(fd)
+    dirtied, synced, lock = struct.unpack_from("<3Q", page, 2304)
+    found: dict[str, Any] = {
+        "options": {"number": number, "units": units},
+        "synced": synced,
+        "dirtied": dirtied,
+        "syncing": lock != 0,
+    }
+    if (
+        not units
+        or size % units
+        or size // units % kernel.PAGE
+        or (number + units) * (size // units) >= END_OF_ALL
+        or size > END_OF_ALL
+    ):
+        return found | {"cut": f"{size} bytes, for {units} units"}
+    reader = mapped(fd, size, number * (size // units), header.parent, path)
+    states = dict.fromkeys(("new", "claimed", "returned", "done", "unknown"), 0)
+    at, first, last, ended = reader.start + kernel.PAGE, None, None, False
+    while reader.stop - at >= HEAD and (record := reader.at(at)) is not None:
+        if record.end:
+            ended = True
+            break
+        last = f"{record.epoch}-{record.sequence}"
+        first = first or last
+        states[("unknown", "new", "claimed", "returned", "done")[record.what if record.what < 5 else 0]] += 1
+        at = record.next
+    return found | {
+        "start": reader.start,
+        "stop": reader.stop,
+        "records": {"first": first, "last": last, "ended": ended, "read_up_to": at, **states},
+    }
+
+
+def describe(path: str) -> dict[str, object]:
+    """A queue in words: its meta file, or one of its segments."""
+    if os.path.isdir(path):
+        path = os.path.join(path, META)
+    with opened(path) as fd:
+        header = files.parse_header(first_page(fd), path)
+        common = described_header(fd, path, header)
+        if header.kind == "queue":
+            return common | described_meta(fd, os.path.dirname(path) or ".", header)
+        if header.kind == "segment":
+            return common | described_segment(fd, path, header)
+        return common
