@@ -14,6 +14,10 @@ _FROM = 512
 _FACTOR = 1100  # deflate never reaches 1032
 
 
+def _is_size(text: str) -> bool:
+    return text == "" or (text.isdecimal() and len(text) < 13)
+
+
 def parse(text: str | None) -> tuple[int, int] | None:
     """Level, and bytes from which on; None for None.
 
@@ -26,7 +30,7 @@ def parse(text: str | None) -> tuple[int, int] | None:
         raise TypeError(f"compress is a text such as 'zlib:6', not {type(text).__name__}")
     kind, _, rest = text.partition(":")
     level, _, least = rest.partition(":")
-    if kind != "zlib" or not level.isdecimal() or not 1 <= int(level) <= 9 or not (least == "" or least.isdecimal()):
+    if kind != "zlib" or not level.isdecimal() or not 1 <= int(level) <= 9 or not _is_size(least):
         raise ValueError(f"compress {text!r} is not 'zlib:LEVEL' or 'zlib:LEVEL:FROM', with a level from 1 to 9")
     return int(level), int(least) if least else _FROM
 

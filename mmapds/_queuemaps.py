@@ -188,7 +188,7 @@ class QueueMaps(QueueCore):
     def _decompress(self, data: bytes) -> bytes:
         return _compression.unpack(data)
 
-    def refuse(self) -> NoReturn:
+    def _refuse(self) -> NoReturn:
         """What a handle says that may not change anything."""
         if self.closed:
             raise Closed(f"{self.path}: this queue is closed")

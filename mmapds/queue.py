@@ -139,7 +139,7 @@ class Queue(QueueAsync):
                 f"this kernel has pages of {MAP['PAGE']} bytes; queues are laid out in pages of {kernel.PAGE}",
             )
         asked = {"segment_size": segment_size, "maxsize": maxsize, "max_bytes": max_bytes, "max_attempts": max_attempts}
-        _check_options(asked, durability, retry_delay)
+        _check_options(asked, durability, retry_delay, lease)
         packed = _compression.parse(compress)
         name = os.path.abspath(os.fspath(path))
         self._configure(name, mode, durability or "process")
@@ -260,6 +260,7 @@ class Queue(QueueAsync):
         return delay(attempts) if callable(delay) else delay
 
     def _bury(self, claim: Claim, reason: str, error: object) -> None:
+        claim.touch(None)  # still ours, and from here on without a lease
         self.dead._add(claim, reason, error)
         claim.ack()
         add_tally(self._meta, "buried")
@@ -381,7 +382,9 @@ class Queue(QueueAsync):
         return f"<Queue {self.path} {self.mode} {state}>"
 
 
-def _check_options(asked: dict[str, int | None], durability: str | None, retry_delay: object) -> None:
+def _check_options(
+    asked: dict[str, int | None], durability: str | None, retry_delay: RetryDelay, lease: float | None
+) -> None:
     for option, value in asked.items():
         if value is None:
             continue
@@ -396,3 +399,5 @@ def _check_options(asked: dict[str, int | None], durability: str | None, retry_d
         raise ValueError(f"durability {durability!r} is not 'process' or 'power'")
     if not callable(retry_delay) and (not isinstance(retry_delay, (int, float)) or not retry_delay >= 0):
         raise ValueError(f"retry_delay is seconds, 0 or more, or a function of attempts, not {retry_delay!r}")
+    if lease is not None and (not isinstance(lease, (int, float)) or not lease >= 0):
+        raise ValueError(f"lease is seconds, 0 or more, or None, not {lease!r}")

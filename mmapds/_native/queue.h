@@ -191,15 +191,14 @@ static inline int queue_full(queue_view *view, uint64_t size)
 }
 
 /* What follows the last record of a segment, if there is room to say so. */
-static inline void queue_seal(queue_view *view, const queue_segment *segment, uint64_t position)
+static inline void queue_seal(queue_view *view, const queue_segment *segment, uint64_t position, uint64_t sequence)
 {
-    mmapds_queue *control = view->control;
     mmapds_record_item *end = (mmapds_record_item *)(segment->base + (position - segment->start));
     if (segment->start + segment->length - position < MMAPDS_ITEM_HEAD)
         return;
     memset(end, 0, MMAPDS_ITEM_HEAD);
-    end->order = control->tail_sequence << 8 | MMAPDS_END;
-    end->extent = control->epoch << MMAPDS_ITEM_BITS;
+    end->order = sequence << 8 | MMAPDS_END; /* of what comes next */
+    end->extent = view->control->epoch << MMAPDS_ITEM_BITS;
     end->check = mmapds_item_check(end, position, view->key);
 }
 
@@ -229,7 +228,7 @@ static inline int queue_put_one(queue_view *view, const char *data, uint64_t siz
             view->units = units;
             return QUEUE_SEGMENT;
         }
-        queue_seal(view, segment, tail);
+        queue_seal(view, segment, tail, control->tail_sequence);
         if (kernel_lost(segment->lost))
             return QUEUE_LOST;
         if (control->header.durability && !view->private_copy && msync(segment->base, segment->length, MS_SYNC) != 0) {
@@ -262,7 +261,7 @@ static inline int queue_put_one(queue_view *view, const char *data, uint64_t siz
     *position = tail;
     next = tail + bytes;
     if (end - next < MMAPDS_ITEM_HEAD || segment->length > view->segment_size) { /* a large item is alone */
-        queue_seal(view, segment, next);
+        queue_seal(view, segment, next, sequence + 1);
         next = end + MMAPDS_PAGE;
     }
     store_relaxed_u64(&control->saved_sequence, sequence);
@@ -371,6 +370,15 @@ static inline void queue_expire(queue_view *view)
     }
 }
 
+/* The head goes on to `position` in its segment, or, if nothing can follow there, leaves it, as the tail has done. */
+static inline void queue_move(queue_view *view, const queue_segment *segment, uint64_t position)
+{
+    if (segment->start + segment->length - position < MMAPDS_ITEM_HEAD || segment->length > view->segment_size)
+        queue_leave(view, segment);
+    else
+        queue_set(view, &view->control->head, position);
+}
+
 /* Finds what is to be taken next: DONE, and either `item->entry` or the record at the head, read into `copy`. */
 static inline int queue_pick(queue_view *view, queue_item *item, mmapds_record_item *copy)
 {
@@ -423,9 +431,7 @@ static inline int queue_pick(queue_view *view, queue_item *item, mmapds_record_i
                 return QUEUE_GROW;
             queue_await(view, number, copy->due);
             queue_add(view, &control->head_sequence, 1);
-            queue_set(view, &control->head, head + bytes);
-            if (segment->start + segment->length - (head + bytes) < MMAPDS_ITEM_HEAD)
-                queue_leave(view, segment);
+            queue_move(view, segment, head + bytes);
         } else {
             return QUEUE_DONE;
         }
@@ -444,16 +450,14 @@ static inline void queue_pass(queue_view *view, const mmapds_record_item *copy)
     uint64_t head = control->head, bytes = queue_record_bytes(copy->order, copy->extent & ((1ULL << MMAPDS_ITEM_BITS) - 1));
     const queue_segment *segment = queue_find(view, head);
     queue_set(view, &control->head_sequence, control->head_sequence + 1);
-    if (segment->start + segment->length - (head + bytes) < MMAPDS_ITEM_HEAD)
-        queue_leave(view, segment);
-    else
-        queue_set(view, &control->head, head + bytes);
+    queue_move(view, segment, head + bytes);
 }
 
 /* Takes the next item, with the lock. GET copies its payload, if it fits into `room`, and owes a task_done; CLAIM holds it,
    until `lease` if that is not 0; DROP forgets it. */
 static inline int queue_take_one(queue_view *view, int how, uint64_t lease, char *into, uint64_t room, queue_item *item)
 {
+    mmapds_queue *control = view->control;
     mmapds_record_item copy;
     mmapds_held *entry;
     int status = queue_pick(view, item, &copy);
@@ -513,6 +517,8 @@ static inline int queue_take_one(queue_view *view, int how, uint64_t lease, char
         queue_store_state(view, item->record, item->position, MMAPDS_ITEM_CLAIMED, item->attempts, 0, 0, copy.place);
     else
         queue_store_state(view, item->record, item->position, MMAPDS_ITEM_DONE, item->attempts, 0, 0, 0);
+    if (control->finished) /* now: the next transition under this lock may finish another */
+        queue_drop(view);
     return status;
 }
 
@@ -576,7 +582,7 @@ static inline int queue_ack(queue_view *view, const queue_item *item, int owe, i
 }
 
 /* The claimed item comes back: after `delay` ns, to its own place, or behind all that is there. */
-static inline int queue_nack(queue_view *view, const queue_item *item, uint64_t delay, int to_back, int uncount, int patient)
+static inline int queue_nack(queue_view *view, const queue_item *item, uint64_t delay, int to_back, int patient)
 {
     mmapds_queue *control = view->control;
     uint64_t place = 0;
@@ -588,11 +594,8 @@ static inline int queue_nack(queue_view *view, const queue_item *item, uint64_t 
         queue_unhold(view, item->entry);
         if (to_back)
             queue_set(view, &entry->place, 2 * load_seq_cst_u64(&control->tail));
-        if (uncount && entry->attempts)
-            queue_set_half(view, &entry->attempts, entry->attempts - 1);
         queue_await(view, item->entry, delay ? queue_now(view) + delay : 0);
-        if (!uncount)
-            queue_add(view, &control->tallies[QUEUE_RETURNS], 1);
+        queue_add(view, &control->tallies[QUEUE_RETURNS], 1);
         if (!view->damaged) {
             place = entry->place & 1 ? 0 : entry->place;
             queue_commit(view);

@@ -21,7 +21,7 @@ cdef class Claim:
     cdef int drop(self) except -1
     cdef int check(self, int status) except -1
     cdef int done(self, bint owe) except -1
-    cdef int back(self, uint64_t delay, bint to_back, bint uncount) except -1
+    cdef int back(self, uint64_t delay, bint to_back) except -1
     cdef bytes payload(self)
 
 

@@ -96,7 +96,7 @@ cdef class Claim:
     cdef int drop(self) except -1:
         try:
             self.settled = False
-            self.back(0, False, False)
+            self.back(0, False)
         except (Closed, StaleClaim, CorruptionError, OSError):
             pass                            # nobody can be told; the item comes back with its handle
         return 0
@@ -171,19 +171,18 @@ cdef class Claim:
             queue.durable(self.segment)
         return 0
 
-    cdef int back(self, uint64_t delay, bint to_back, bint uncount) except -1:
+    cdef int back(self, uint64_t delay, bint to_back) except -1:
         cdef QueueCore queue = self.queue
         cdef queue_view view
         cdef Mapping meta
-        cdef int status = QUEUE_BUSY
-        cdef bint patient = False
+        cdef int status
         self.begin()
         while True:
             view = queue.view
             meta = queue.mapping
             queue.users += 1
             with nogil:
-                status = queue_nack(&view, &self.held, delay, to_back, uncount, True)
+                status = queue_nack(&view, &self.held, delay, to_back, True)
             queue.users -= 1
             if status == QUEUE_DONE:
                 return self.check(status)
@@ -225,7 +224,7 @@ cdef class Claim:
         if queue.view.max_attempts and self.held.attempts >= queue.view.max_attempts:
             queue._bury(self, f"failed {self.held.attempts} times", error)
             return
-        self.back(nanoseconds(queue._retry(self.held.attempts) if delay is None else delay, "delay"), to_back, False)
+        self.back(nanoseconds(queue._retry(self.held.attempts) if delay is None else delay, "delay"), to_back)
 
     def bury(self, reason=None):
         """The item goes to the dead letters now. Counts as `task_done`."""
@@ -267,7 +266,7 @@ cdef class Claim:
                 pass                        # lost meanwhile: the item is back already, and the block's error counts
         else:
             try:
-                self.back(0, False, False)  # interrupted, not failed
+                self.back(0, False)  # interrupted, not failed
             except (StaleClaim, Closed):
                 pass
 
@@ -401,7 +400,7 @@ cdef class QueueCore(QueueView):
         """Before each put."""
         ready(self)
         if not self.writable:
-            self.refuse()
+            self._refuse()
         if load_relaxed_u64(&self.view.control.shutdowns) != self.shut:
             self.shut_down(True)
         if self.power:
@@ -651,7 +650,7 @@ cdef class QueueCore(QueueView):
         """Before each get or claim."""
         ready(self)
         if not self.writable:
-            self.refuse()
+            self._refuse()
         if not self.view.holder:
             self.hold_slot()
         if self.view.control.claimed:
@@ -804,8 +803,6 @@ cdef class QueueCore(QueueView):
                             data = data[:items[i].size]
                         datas[i] = data
                         i += 1
-                    if status == QUEUE_TIRED:
-                        items[i].attempts = items[i].attempts
                     item = items[i] if i < upto else items[0]
                     queue_take_unlock(&self.view, status)
                     if self.view.maxsize or self.view.max_bytes:
@@ -971,7 +968,7 @@ cdef class QueueCore(QueueView):
         cdef int status = QUEUE_BUSY
         ready(self)
         if not self.writable:
-            self.refuse()
+            self._refuse()
         while status != QUEUE_DONE:
             view = self.view
             meta = self.mapping
@@ -997,7 +994,7 @@ cdef class QueueCore(QueueView):
         cdef uint32_t seen
         ready(self)
         if not self.writable:
-            self.refuse()
+            self._refuse()
         while True:
             seen = queue_announce(&self.view, QUEUE_JOINED)
             if queue_unfinished(self.view.control) <= 0:
@@ -1030,7 +1027,7 @@ cdef class QueueCore(QueueView):
         cdef uint64_t number
         ready(self)
         if not self.writable:
-            self.refuse()
+            self._refuse()
         control = self.view.control
         number = fetch_add_seq_cst_u64(&control.shutdowns, 1) + 1
         if immediate:
@@ -1049,7 +1046,7 @@ cdef class QueueCore(QueueView):
         cdef int status = QUEUE_DONE, found = 0
         ready(self)
         if not self.writable:
-            self.refuse()
+            self._refuse()
         until = load_seq_cst_u64(&self.view.control.tail)
         while load_relaxed_u64(&self.view.control.head) < until and status != QUEUE_EMPTY:
             status = self.attempt(QUEUE_DROP, 0, NULL, 0, &item)

@@ -236,10 +236,11 @@ static inline uint32_t queue_make(queue_view *view, uint64_t position, uint64_t 
         entry = queue_entry(view, number);
         queue_set(view, &control->free, entry->own_next);
         queue_set_half(view, &entry->own_next, 0); /* logged: it leads to the next free one */
+        queue_log(view, (uint64_t *)&entry->heap_at); /* with `kind`, by which others tell that it is free */
     } else {
         if (control->used >= view->capacity)
             return 0;
-        number = control->used + 1;
+        number = control->used + 1; /* nobody looks behind `used` */
         entry = queue_entry(view, number);
         queue_set(view, &control->used, number);
         entry->own_next = 0;

@@ -19,6 +19,8 @@ from xxhash import xxh3_64_intdigest
 
 
 cdef Py_ssize_t CONTROL = sizeof(mmapds_queue)
+cdef Py_ssize_t EVENTS = <Py_ssize_t>&(<mmapds_queue *>0).events
+cdef Py_ssize_t EVENTS_END = <Py_ssize_t>&(<mmapds_queue *>0).shutdowns
 cdef uint64_t SIZE = (1ULL << MMAPDS_ITEM_BITS) - 1
 
 
@@ -227,18 +229,27 @@ def copy_control(Mapping mapping not None):
 
 
 def repaired_copy(Mapping mapping not None):
-    """The same when the transition does not end, because who was in it is dead or stopped: taken back, in the copy."""
+    """The same when the transition does not end, because who was in it is dead or stopped: taken back, in the copy.
+
+    None if the words under the lock for taking do not stay the same for as long as it takes to copy them twice: then the
+    owner lives, and `copy_control` is right.
+    """
     cdef mmapds_queue *control = <mmapds_queue *>mapping.base
     cdef queue_view view
     cdef uint64_t used
     cdef char *base
+    cdef Py_ssize_t start = <char *>&control.take_lock - <char *>control
     first = None
-    while True:
+    for _ in range(100):
         used = min(load_relaxed_u64(&control.used), load_acquire_u64(&control.capacity))
         copy = bytearray((<char *>control)[:CONTROL + used * sizeof(mmapds_held)])
-        if copy == first:
+        memset(<char *>copy + EVENTS, 0, EVENTS_END - EVENTS)      # of those who put, too
+        if first is not None and copy[start:] == first[start:]:
             break
         first = copy
+    else:
+        return None
+    mapping.check()
     memset(&view, 0, sizeof(view))
     base = copy
     view.control = <mmapds_queue *>base

@@ -93,7 +93,7 @@ cdef extern from "queue.h" nogil:
     int queue_take(queue_view *view, int how, uint64_t lease, char *into, uint64_t room, queue_item *item, int patient)
     uint64_t queue_guess(const queue_view *view, uint64_t limit)
     int queue_ack(queue_view *view, const queue_item *item, int owe, int patient)
-    int queue_nack(queue_view *view, const queue_item *item, uint64_t delay, int to_back, int uncount, int patient)
+    int queue_nack(queue_view *view, const queue_item *item, uint64_t delay, int to_back, int patient)
     int queue_touch(queue_view *view, const queue_item *item, uint64_t lease, int patient)
     int queue_bury_dead(queue_view *view, int all, int patient)
     int queue_register(queue_view *view, uint64_t pid, int patient)

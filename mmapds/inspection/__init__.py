@@ -26,7 +26,7 @@ import os
 import re
 
 from mmapds import files
-from mmapds.inspection import _counters, _counters_check, _crate, _queue, _queue_check, _sync, _sync_check
+from mmapds.inspection import _counters, _counters_check, _crate, _queue, _queue_check, _queue_words, _sync, _sync_check
 from mmapds.inspection._base import Finding, Report, described_header, first_page, opened
 from mmapds.region import StrPath
 
@@ -36,8 +36,8 @@ _NAME = re.compile(r"(.+)_(sync|state|data_[01])", re.DOTALL)
 
 
 def describe(path: StrPath) -> dict[str, object]:
-    """What the file at `path` is and what its header says, in words; a prefix stands for its control file, the directory of
-    a queue for its meta file.
+    """What the file at `path` is and what its header says, in words; a prefix stands for its control file, and the
+    directory of a queue for its meta file.
 
     Changes nothing and needs no write permission. A writer may be at work: then words that are not of one record may be
     of two moments. Raises IncompatibleFormat for what is not ours, CorruptionError for a damaged header,
@@ -45,7 +45,7 @@ def describe(path: StrPath) -> dict[str, object]:
     """
     path = _resolve(os.fsdecode(path))
     if os.path.isdir(path):
-        return _queue.describe(path)
+        return _queue_words.describe(path)
     protocol, prefix, part = _place(path)
     if protocol == "mmap-sync":
         return _crate.describe_state(path) if part == "state" else _crate.describe_data(path, prefix, int(part[-1]))
@@ -60,7 +60,7 @@ def describe(path: StrPath) -> dict[str, object]:
             return common | _sync.described_data(fd, prefix, header)
         if header.kind == "counters":
             return common | _counters.described(fd, header)
-    return _queue.describe(path) if header.kind in ("queue", "segment") else common
+    return _queue_words.describe(path) if header.kind in ("queue", "segment") else common
 
 
 def verify(path: StrPath) -> list[Finding]:

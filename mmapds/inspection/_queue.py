@@ -1,30 +1,27 @@
-"""The files of a queue as the inspection reads them, and in words.
+"""The files of a queue as the inspection reads them.
 
-The layout is drawn in ``_native/layout.h`` and written here a second time, from the drawing. Meta is read with pread: what
-its transitions change is of one moment if the count of changes is the same before and after, and the undo log is empty both
-times (``_native/queueindex.h``). A log that does not become empty belongs to somebody who was killed or stopped: then its
-words are taken back in the copy, as the next taker would do in the file. Records are read through `SegmentReader`, from a
-private mapping that is guarded: what is cut off under it is an error and not a SIGBUS.
+The layout is drawn in ``_native/layout.h`` and written here a second time, from the drawing. Meta is read with pread:
+what its transitions change is of one moment if the count of changes is the same before and after, and the undo log is
+empty both times (``_native/queueindex.h``). A log that does not become empty belongs to somebody who was killed or
+stopped: then its words are taken back in the copy, as the next taker would do in the file. Records are read through
+`SegmentReader`, from a private mapping that is guarded: what is cut off under it is an error and not a SIGBUS.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import stat
 import struct
 import time
 from contextlib import suppress
-from typing import Any, cast
+from typing import cast
 
-from mmapds import _compression, files
+from mmapds import files
 from mmapds._native import kernel
 from mmapds._native.queuescan import SegmentReader
 from mmapds._native.region import FLAGS as MAP
 from mmapds._native.region import Mapping
-from mmapds._queuefiles import DEAD, META, QUARANTINE, SEGMENT, QueueFiles, segment_name
-from mmapds.errors import CorruptionError, IncompatibleFormat
-from mmapds.inspection._base import described_header, first_page, opened
+from mmapds._queuefiles import META, SEGMENT, QueueFiles
+from mmapds.inspection._base import opened
 
 WORDS, WORDS_END = 4096, 4928
 UNDO, UNDO_MOST = 8192, 256
@@ -43,13 +40,16 @@ _PIECE = 1 << 24
 _PARTS = (
     (0, ("put_lock", "tail", "tail_sequence", "saved_tail", "saved_sequence", "epoch")),
     (128, ("take_lock", "head", "head_sequence", "changes", "logged", "finished")),
-    (256, ("capacity", "used", "free", "timed", "ready", "leased", "claimed", "waiting_bytes", "held", "fences", "stamps",
-           "holders")),
+    (256, ("capacity", "used", "free", "timed", "ready", "leased", "claimed", "waiting_bytes", "held", "fences",
+           "stamps", "holders")),
     (384, ("returns", "deaths", "expired", "buried", "set_aside", "cut", "purged", "recoveries")),
     (768, ("shutdowns", "immediate", "looked")),
 )  # fmt: skip
-CONTROL_ZERO = ((4144, 4224), (4272, 4352), (4448, 4480), (4544, 4608), *((at + 8, at + 64) for at in range(4608, 4864, 64)),
-        (4888, 8192), (77824, SENTINEL))  # fmt: skip
+CONTROL_ZERO = (
+    *((4144, 4224), (4272, 4352), (4448, 4480), (4544, 4608)),
+    *((at + 8, at + 64) for at in range(4608, 4864, 64)),
+    *((4888, 8192), (77824, SENTINEL)),
+)
 TALLIES = _PARTS[3][1]
 
 
@@ -116,8 +116,8 @@ def read_words(fd: int) -> dict[str, int] | None:
 
 
 def read_tail(fd: int) -> tuple[int, int, int]:
-    """Where the tail was after a moment when its sequence was at least the second less 1, and when it was at most the third:
-    a put changes the sequence before the tail."""
+    """Where the tail is, and two numbers: its sequence is from the first less 1 to the second. A put changes the
+    sequence before the tail."""
     least = struct.unpack("<Q", os.pread(fd, 8, WORDS + 16).ljust(8, b"\0"))[0]
     tail = struct.unpack("<Q", os.pread(fd, 8, WORDS + 8).ljust(8, b"\0"))[0]
     most = struct.unpack("<Q", os.pread(fd, 8, WORDS + 16).ljust(8, b"\0"))[0]
@@ -139,8 +139,8 @@ def look(fd: int, attempts: int = _ATTEMPTS) -> Snapshot | None:
                 return found
         elif (before["changes"], before["logged"]) == stuck:
             times += 1
-            if times >= 8 and (found := _taken_back(fd)) is not None:
-                return found
+            if times >= 8 and (repaired := _taken_back(fd)) is not None:
+                return repaired
         else:
             stuck, times = (before["changes"], before["logged"]), 0
         if attempt >= 20:
@@ -244,8 +244,7 @@ def is_queue(path: str) -> bool:
 
 
 def queue_of(path: str) -> str:
-    """The directory of the queue that a file belongs to; "" if its name is not one that a queue gives, or it is something
-    else."""
+    """The directory of the queue that a file belongs to; "" if the file, or its name, is not one of a queue."""
     folder, name = os.path.split(path)
     if name != META and not (SEGMENT.fullmatch(name) and os.path.lexists(os.path.join(folder, META))):
         return ""
@@ -256,148 +255,3 @@ def queue_of(path: str) -> str:
     else:
         ours = any(SEGMENT.fullmatch(other) for other in os.listdir(folder or "."))  # it may be damaged
     return (folder or ".") if ours else ""
-
-
-# ---- in words ------------------------------------------------------------------------------------------------------
-
-
-def described_meta(fd: int, folder: str, header: files.Header) -> dict[str, object]:
-    """What the queue of a meta file holds, beyond what every header says."""
-    size, maxsize, max_bytes, max_attempts, level, least = header.options[:6]
-    words = read_words(fd)
-    found: dict[str, object] = {
-        "options": {
-            "segment_size": size,
-            "maxsize": maxsize,
-            "max_bytes": max_bytes or None,
-            "max_attempts": max_attempts or None,
-            "compress": _compression.text_of(level, least),
-        },
-        "durability_failed": bool(header.failed),
-        "in_use": kernel.locked(fd, kernel.LOCK_SLOT),
-    }
-    if words is None or not sizes_fit(words, os.fstat(fd).st_size):
-        return found | {"cut": f"{os.fstat(fd).st_size} bytes: fewer than its words say"}
-    snapshot = look(fd)
-    if snapshot is not None:
-        words = snapshot.words
-        kinds = snapshot.kinds()
-        found |= {
-            "items": words["tail_sequence"] - words["head_sequence"] + kinds[DELAYED] + kinds[READY],
-            "delayed": kinds[DELAYED],
-            "returned": kinds[READY],
-            "claimed": kinds[CLAIMED] + kinds[LEASED],
-            "leased": kinds[LEASED],
-            "holders": [
-                {"slot": s.number, "pid": s.pid, "alive": s.alive(fd), "claimed": s.claimed, "owing": s.owing}
-                for s in snapshot.slots
-                if s.token
-            ],
-        }
-    return found | {
-        "busy": snapshot is None,
-        "epoch": words["epoch"],
-        "head": words["head"],
-        "head_sequence": words["head_sequence"],
-        "tail": words["tail"],
-        "tail_sequence": words["tail_sequence"],
-        "index": {name: words[name] for name in ("capacity", "used", "timed", "ready", "waiting_bytes")},
-        "shutdowns": words["shutdowns"],
-        **{name: words[name] for name in TALLIES},
-        "segments": _described_segments(folder),
-        "quarantine": _described_folder(os.path.join(folder, QUARANTINE)),
-        "dead": _described_dead(os.path.join(folder, DEAD)),
-    }
-
-
-def _described_segments(folder: str) -> list[dict[str, object]]:
-    found = []
-    for number in sorted(int(match[1], 16) for name in os.listdir(folder) if (match := SEGMENT.fullmatch(name))):
-        with suppress(FileNotFoundError):  # finished meanwhile
-            status = os.lstat(os.path.join(folder, segment_name(number)))
-            found.append({"number": number, "size": status.st_size, "disk": status.st_blocks * 512})
-    return found
-
-
-def _described_folder(folder: str) -> dict[str, int] | None:
-    try:
-        sizes = [entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder)]
-    except OSError:
-        return None
-    return {"files": len(sizes), "bytes": sum(sizes)}
-
-
-def _described_dead(folder: str) -> dict[str, object] | None:
-    path = os.path.join(folder, META)
-    try:
-        if not stat.S_ISDIR(os.lstat(folder).st_mode):
-            return None
-        with opened(path) as fd:
-            header = files.parse_header(first_page(fd), path, "queue")
-            words = read_words(fd)
-            fits = words is not None and sizes_fit(words, os.fstat(fd).st_size)
-            snapshot = look(fd) if fits else None
-    except (OSError, CorruptionError, IncompatibleFormat):
-        return None
-    if snapshot is None:
-        return {"path": folder, "identity": header.identity.hex()}
-    words, kinds = snapshot.words, snapshot.kinds()
-    waiting = words["tail_sequence"] - words["head_sequence"] + kinds[DELAYED] + kinds[READY]
-    return {
-        "path": folder,
-        "identity": header.identity.hex(),
-        "items": waiting,
-        "claimed": kinds[CLAIMED] + kinds[LEASED],
-    }
-
-
-def described_segment(fd: int, path: str, header: files.Header) -> dict[str, Any]:
-    """What a segment holds, beyond what every header says."""
-    number, units = header.options[:2]
-    size = os.fstat(fd).st_size
-    page = first_page(fd)
-    dirtied, synced, lock = struct.unpack_from("<3Q", page, 2304)
-    found: dict[str, Any] = {
-        "options": {"number": number, "units": units},
-        "synced": synced,
-        "dirtied": dirtied,
-        "syncing": lock != 0,
-    }
-    if (
-        not units
-        or size % units
-        or size // units % kernel.PAGE
-        or (number + units) * (size // units) >= END_OF_ALL
-        or size > END_OF_ALL
-    ):
-        return found | {"cut": f"{size} bytes, for {units} units"}
-    reader = mapped(fd, size, number * (size // units), header.parent, path)
-    states = dict.fromkeys(("new", "claimed", "returned", "done", "unknown"), 0)
-    at, first, last, ended = reader.start + kernel.PAGE, None, None, False
-    while reader.stop - at >= HEAD and (record := reader.at(at)) is not None:
-        if record.end:
-            ended = True
-            break
-        last = f"{record.epoch}-{record.sequence}"
-        first = first or last
-        states[("unknown", "new", "claimed", "returned", "done")[record.what if record.what < 5 else 0]] += 1
-        at = record.next
-    return found | {
-        "start": reader.start,
-        "stop": reader.stop,
-        "records": {"first": first, "last": last, "ended": ended, "read_up_to": at, **states},
-    }
-
-
-def describe(path: str) -> dict[str, object]:
-    """A queue in words: its meta file, or one of its segments."""
-    if os.path.isdir(path):
-        path = os.path.join(path, META)
-    with opened(path) as fd:
-        header = files.parse_header(first_page(fd), path)
-        common = described_header(fd, path, header)
-        if header.kind == "queue":
-            return common | described_meta(fd, os.path.dirname(path) or ".", header)
-        if header.kind == "segment":
-            return common | described_segment(fd, path, header)
-        return common

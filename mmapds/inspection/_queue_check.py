@@ -1,26 +1,22 @@
 """What is wrong with a queue: meta, its segments, what was set aside, its dead letters.
 
-Within a boot meta tells what is in the queue. Its index is checked as it was at one moment; then every record is read, from
-the oldest segment to the tail. Records never change once they are put, and the head never goes back, so all that can happen
-meanwhile is that an item is taken and its segment removed: what is found about an item that waits counts only if it still
-waits after everything was read. Of a queue that was last used on another boot, or of a copy, the segments alone tell what is
-in it: there it is said what recovery will make of them.
+Within a boot meta tells what is in the queue. Its index is checked as it was at one moment; then every record is read,
+from the oldest segment to the tail. Records never change once they are put, and the head never goes back, so all that
+can happen meanwhile is that an item is taken and its segment removed: what is found about an item that waits counts
+only if it still waits after everything was read. Of a queue that was last used on another boot, or of a copy, the
+segments alone tell what is in it: there it is said what recovery will make of them.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import stat
-from contextlib import suppress
 from dataclasses import dataclass
 
 from mmapds import files
 from mmapds._native import kernel
-from mmapds._native.region import FLAGS as MAP
 from mmapds._queuefiles import DEAD, META, QUARANTINE, SEGMENT, segment_name
-from mmapds._queuerecovery import Plan, Readers, survey
-from mmapds.errors import CorruptionError, IncompatibleFormat, MappingLost
+from mmapds.errors import CorruptionError, IncompatibleFormat
 from mmapds.inspection._base import (
     Finding,
     Report,
@@ -42,7 +38,6 @@ from mmapds.inspection._queue import (
     LARGEST,
     SENTINEL,
     UNDO_MOST,
-    Looking,
     Snapshot,
     look,
     read_tail,
@@ -50,6 +45,7 @@ from mmapds.inspection._queue import (
     sizes_fit,
     token_lives,
 )
+from mmapds.inspection._queue_foreign import check_foreign
 from mmapds.inspection._queue_index import Index
 from mmapds.inspection._queue_records import Records, Segment, Suspicion
 
@@ -148,7 +144,7 @@ class _Look:
         self.in_use = kernel.locked(self.fd, kernel.LOCK_SLOT)
         self.check_quarantine()
         if self.foreign:
-            self.check_foreign()
+            check_foreign(report, self.path, self.before, where, header, self.fd)
             return
         if header.failed:
             report.warning(
@@ -176,8 +172,8 @@ class _Look:
         if not words["capacity"] or not sizes_fit(words, size):
             report.error(
                 where,
-                f"has {size} bytes, {words['capacity']} entries of which {words['used']} were used, and {words['holders']} "
-                "holders: that cannot be",
+                f"has {size} bytes, {words['capacity']} entries of which {words['used']} were used, and "
+                f"{words['holders']} holders: that cannot be",
             )
             return None
         if words["logged"] > UNDO_MOST:
@@ -214,8 +210,7 @@ class _Look:
         if names:
             self.report.note(
                 f"{self.before}{QUARANTINE}",
-                f"holds {len(names)} files with what was damaged ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); "
-                "they can be removed",
+                f"holds {len(names)} files with what was damaged, as {names[0]!r}; they can be removed",
             )
 
     def check_words(self, words: dict[str, int], tail: int, most: int) -> bool:
@@ -265,15 +260,15 @@ class _Look:
         records.check(segments)
         records.check_end(where, least, most)
         self.confirm(records.suspicions)
-        self.check_strays(segments, words, tail)
+        self.check_strays(segments, tail)
 
     def check_holders(self, snapshot: Snapshot) -> None:
         for slot in snapshot.slots:
             if slot.token and (slot.claimed or slot.owing) and not slot.alive(self.fd):
                 self.report.note(
                     self.where,
-                    f"holder {slot.number} (pid {slot.pid}) died with {slot.claimed} claims: they come back at the next "
-                    "operation",
+                    f"holder {slot.number} (pid {slot.pid}) died with {slot.claimed} claims: they come back at the "
+                    "next operation",
                 )
 
     def confirm(self, suspicions: list[Suspicion]) -> None:
@@ -344,7 +339,7 @@ class _Look:
             return Segment(where, path, number * unit, (number + units) * unit)
         return None
 
-    def check_strays(self, segments: list[Segment], words: dict[str, int], tail: int) -> None:
+    def check_strays(self, segments: list[Segment], tail: int) -> None:
         """Segments that nobody needs, or not yet."""
         now = look(self.fd)
         if now is None:
@@ -360,47 +355,3 @@ class _Look:
                 )
             elif segment.start > newest and not (self.in_use and segment.start == last):
                 self.report.note(segment.where, "lies ahead of the tail: made by somebody who died, or could not go on")
-
-    # -- from another boot
-
-    def check_foreign(self) -> None:
-        report, where = self.report, self.where
-        segments = self.folder()
-        control = os.pread(self.fd, ENTRIES, 0).ljust(ENTRIES, b"\0")
-        if os.fstat(self.fd).st_size <= ENTRIES:
-            report.error(
-                where, f"has {os.fstat(self.fd).st_size} bytes, and its control pages end at {ENTRIES}: it was cut"
-            )
-            return
-        try:
-            plan = survey(Readers(Looking(self.path, self.header), writable=False), control)
-        except FileNotFoundError:
-            report.doubt()  # somebody removes segments: recovered meanwhile
-            return
-        except (CorruptionError, MappingLost, OverflowError, ValueError) as error:
-            report.error(where, f"cannot be recovered: {without_path(error, self.path)}")
-            return
-        self.tell_plan(plan, segments)
-
-    def tell_plan(self, plan: Plan, folder: _Folder) -> None:
-        report, where = self.report, self.where
-        waiting = sum(getattr(item, "count", 1) for item in plan.items)
-        report.note(
-            where,
-            f"was last used on another boot, or is a copy: the next to open it for writing recovers it; {waiting} items are "
-            f"whole, in {len(folder.segments)} segments, and it begins epoch {plan.epoch}",
-        )
-        if plan.lost or plan.aside:
-            places = ", ".join(f"{start}-{stop}" for _number, start, stop in plan.aside[:6])
-            report.warning(
-                where,
-                f"{plan.lost} items are damaged or missing, with whole ones behind them (bytes {places or 'none'}): recovery "
-                f"sets aside what is there in {QUARANTINE}/",
-            )
-        if plan.cut:
-            report.note(where, f"{plan.cut} bytes at its end were torn when the machine went down: recovery cuts them")
-        for number in plan.broken:
-            report.warning(
-                f"{self.before}{segment_name(number)}",
-                f"is no segment of this queue: recovery moves it to {QUARANTINE}/",
-            )

@@ -1,8 +1,8 @@
 """What is wrong with the index of a queue: its words and entries, of one moment.
 
-Every entry is in exactly one place: among the free ones, in a heap, in the list of its holder (and, with a lease, in a heap
-too); and in the list of its segment. All counts follow from the entries. Bytes are untrusted: a reference is looked up only
-when it is one, and no list is followed longer than there are entries.
+Every entry is in exactly one place: among the free ones, in a heap, in the list of its holder (and, with a lease, in a
+heap too); and in the list of its segment. All counts follow from the entries. Bytes are untrusted: a reference is
+looked up only when it is one, and no list is followed longer than there are entries.
 """
 
 from __future__ import annotations

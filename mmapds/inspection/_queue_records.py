@@ -206,7 +206,7 @@ class Records:
                     segment, "warning", f"is item {record.sequence}, and comes behind {self.sequence - 1}", at, stop
                 )
         if not self.epoch <= record.epoch <= self.epoch_now:
-            what = f"is of epoch {record.epoch}, behind one of epoch {self.epoch}, and the queue is in epoch {self.epoch_now}"
+            what = f"is of epoch {record.epoch}, where {self.epoch} to {self.epoch_now} are possible"
             self.suspect(segment, "error", what, at, stop)
         self.epoch = max(self.epoch, min(record.epoch, self.epoch_now))
         if record.flags & ~(FLAGS["delayed"] | FLAGS["compressed"] | FLAGS["end"]):
@@ -215,7 +215,7 @@ class Records:
             )
         name = f"item {record.epoch}-{record.sequence}"
         if record.end:
-            self.sequence = record.sequence
+            self.sequence = record.sequence if self.sequence is None else self.sequence
             return
         self.sequence = record.sequence + 1
         if not reader.intact(record):
