@@ -272,6 +272,28 @@ class QueueMaps(QueueCore):
         if self._skip(position, stop, max(0, sequence - words["head_sequence"])):
             raise self._spoiled(sequence - words["head_sequence"], name, data)
 
+    def _missing(self, number: int) -> None:
+        """A segment has no file, and items should be in it: goes on behind it, and says so."""
+        size = self._backing.segment_size
+        words, entries = self._index()
+        lost = 0
+        for entry in entries:
+            if entry["position"] // size == number and entry["kind"] == READY:
+                lost += self._discard(entry["number"], entry["position"])
+        head = words["head"]
+        later = [found for found in self._numbers() if number < found <= words["tail"] // size]
+        if head // size == number and words["tail"] // size != number:
+            stop = later[0] * size + kernel.PAGE if later else words["tail"]
+            first = next(self._plain(dict(words, head=stop)), None)
+            count = (words["tail_sequence"] if first is None else first[2].sequence) - words["head_sequence"]
+            if self._skip(head, stop, max(0, count)):
+                lost += count
+        if lost or words["tail"] // size == number:
+            raise CorruptionError(
+                f"{self.path}: segment {number:016x} is missing, and {lost or 'all'} items that were in it are lost: was it "
+                "removed by hand? What is behind it is not touched."
+            )
+
     def _spoiled(self, count: int, name: str, data: bytes) -> CorruptionError:
         where = self._keep(name, data)
         return CorruptionError(

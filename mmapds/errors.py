@@ -200,6 +200,6 @@ class StaleClaim(MmapdsError, RuntimeError):
 class ShutDown(MmapdsError):
     """Raised by a queue that was shut down: when something is put, and when nothing is left to get.
 
-    Python has ``queue.ShutDown`` from 3.13 on; this one is for all versions.  Handles that are opened later are not shut
-    down.
+    Python has ``queue.ShutDown`` from 3.13 on; this one is for all versions.  Handles that are
+    opened later are not shut down.
     """

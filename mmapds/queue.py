@@ -399,5 +399,7 @@ def _check_options(
         raise ValueError(f"durability {durability!r} is not 'process' or 'power'")
     if not callable(retry_delay) and (not isinstance(retry_delay, (int, float)) or not retry_delay >= 0):
         raise ValueError(f"retry_delay is seconds, 0 or more, or a function of attempts, not {retry_delay!r}")
-    if lease is not None and (not isinstance(lease, (int, float)) or not lease >= 0):
-        raise ValueError(f"lease is seconds, 0 or more, or None, not {lease!r}")
+    if lease is not None and not isinstance(lease, (int, float)):
+        raise TypeError(f"lease is a number of seconds or None, not {type(lease).__name__} {lease!r}")
+    if lease is not None and not lease >= 0:
+        raise ValueError(f"lease {lease!r} is not 0 or more seconds")

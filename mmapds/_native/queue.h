@@ -777,15 +777,16 @@ static inline int queue_skip(queue_view *view, uint64_t head, uint64_t position,
     if (status)
         return status;
     segment = queue_find(view, head);
-    if (control->head != head || !segment) {
+    if (control->head != head || position < head || position > load_seq_cst_u64(&control->tail)) {
         status = QUEUE_STALE;
     } else {
         queue_add(view, &control->head_sequence, count);
         queue_add(view, &control->tallies[QUEUE_SET_ASIDE], count);
-        if (position >= segment->start + segment->length)
+        if (segment && position >= segment->start + segment->length)
             queue_leave(view, segment);
-        else
-            queue_set(view, &control->head, position);
+        else if (!segment && position / view->segment_size != head / view->segment_size)
+            queue_set(view, &control->held, 0); /* its file is missing */
+        queue_set(view, &control->head, position);
     }
     return queue_take_unlock(view, status);
 }

@@ -242,9 +242,9 @@ cdef class QueueView:
                     mapping = self._make_segment(number, self.view.units)
             except FileNotFoundError:
                 if self.missing == number:
-                    raise CorruptionError(
-                        f"{self.path}: segment {number:016x} is missing, and items should be in it: restore a copy"
-                    ) from None
+                    self.missing = 0
+                    self._missing(number)
+                    return 0
                 self.missing = number       # it may have been finished meanwhile; then nobody asks for it again
                 return 0
             self.missing = 0

@@ -108,8 +108,8 @@ def build(directory: str) -> Path | str:
         check=False,
     )
     if made.returncode:
-        first = (made.stderr.strip().splitlines() or ["no message"])[0]
-        return f"{compiler} failed: {first}"
+        said = made.stderr.strip().splitlines() or ["no message"]
+        return f"{compiler} failed: {next((line for line in said if 'error' in line), said[0])}"
     return program
 
 

@@ -12,11 +12,15 @@ import pytest
 from mmapds.bench import (
     counters_peers,
     crate,
+    futexes,
     machine,
     measure,
     pairs,
     peers,
     prometheus,
+    queue_opens,
+    queue_peers,
+    queue_teams,
     rows,
     sync_cases,
     sync_peers,
@@ -176,6 +180,82 @@ def test_a_process_beside_us_that_dies_is_reported(monkeypatch, tmp_path):
         (case,) = prometheus.cases(stack, str(tmp_path))
         with pytest.raises(RuntimeError, match="ended early, with status 1"):
             case.clock(1)
+
+
+# --- queues ------------------------------------------------------------------------------------
+
+
+class Unmeasured:
+    """As much of a run as is needed to say why something was not measured."""
+
+    def __init__(self, place):
+        self.memory = self.disk = self.place = place
+        self.reasons = {}
+        self.figures = {}
+
+    def skip(self, reason, *names):
+        self.reasons |= dict.fromkeys(names, reason)
+
+
+def test_other_queues_that_are_not_installed_say_so(monkeypatch, tmp_path):
+    for name in ("persistqueue", "litequeue", "diskcache", "faster_fifo"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with sync_cases.ExitStack() as stack:
+        found, reasons = peers.found(stack, str(tmp_path), queue_peers.PINNED)
+        assert found == []
+        assert reasons.keys() == {"persist_queue", "litequeue", "diskcache"}
+        assert all("cannot be imported" in reason for reason in reasons.values())
+        run = Unmeasured(str(tmp_path))
+        first, second = queue_teams._pairs(run, stack)
+        assert first.keys() == second.keys()
+        assert "two_fast" not in first
+        assert "faster_fifo cannot be imported" in run.reasons["two_fast"]
+
+
+def test_a_producer_and_a_consumer_need_two_processors(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    run = Unmeasured(str(tmp_path))
+    queue_teams.two(run)
+    wanted = {name for row in rows.QUEUE for name in (row.measured, row.reference) if re.match("two|wake|sleep", name)}
+    assert run.reasons.keys() == wanted | {"two_pipe"}
+    assert set(run.reasons.values()) == {"needs two processors"}
+
+
+def test_a_member_of_a_team_that_dies_is_reported(tmp_path, capfd):
+    with (
+        queue_teams.Team([{"put": ("put", str(tmp_path / "q"))}, {"get": ("no such case",)}]) as team,
+        pytest.raises(RuntimeError, match="ended early, with status 1"),
+    ):
+        team.ready()
+    assert "KeyError: 'no such case'" in capfd.readouterr().err
+
+
+def test_without_a_compiler_there_is_no_c_program(monkeypatch, tmp_path):
+    monkeypatch.setattr(futexes, "_SOURCE", "int main(void) { return }")
+    assert re.search("failed: .*error", str(futexes.build(str(tmp_path))))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert futexes.build(str(tmp_path)) == "there is no C compiler"
+
+
+def test_items_that_have_no_room_are_not_stored(tmp_path):
+    run = Unmeasured(str(tmp_path))
+    queue_opens.opens(run, 1 << 40)
+    assert run.figures == {}
+    assert "no room" in run.reasons["open"] == run.reasons["scan"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_segments_that_somebody_still_maps_are_counted(tmp_path):
+    """Those with a name, and those that only a process has."""
+    path = str(tmp_path / "q")
+    with queue_teams.Queue(path, codec="raw", segment_size=1 << 16) as q:
+        q.put(b"x")
+        (name,) = [entry.name for entry in os.scandir(path) if entry.name.endswith(".segment")]
+        inode = os.stat(f"{path}/{name}").st_ino
+        assert set(queue_teams._segments(path, [])) == {inode}
+        os.unlink(f"{path}/{name}")
+        assert set(queue_teams._segments(path, [])) == set()
+        assert set(queue_teams._segments(path, [os.getpid()])) == {inode}
 
 
 def test_the_large_value_goes_where_there_is_room(tmp_path):

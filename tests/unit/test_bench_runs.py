@@ -12,19 +12,20 @@ from pathlib import Path
 import pytest
 
 from mmapds import cli
-from mmapds.bench import counters, counters_peers, machine, plot, report, rows, sync, sync_peers
+from mmapds.bench import counters, counters_peers, machine, plot, queue, queue_peers, report, rows, sync, sync_peers
 from mmapds.cli.output import document
 
 DOCS = Path(__file__).parents[2] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
-TABLES = {"sync": rows.SYNC, "counters": rows.COUNTERS}
-PEERS = {"sync": sync_peers.PEERS, "counters": counters_peers.PEERS}
-BENCHMARKS = {"sync": sync, "counters": counters}
+TABLES = {"sync": rows.SYNC, "counters": rows.COUNTERS, "queue": rows.QUEUE}
+PEERS = {"sync": sync_peers.PEERS, "counters": counters_peers.PEERS, "queue": queue_peers.PEERS}
+BENCHMARKS = {"sync": sync, "counters": counters, "queue": queue}
 
 # What needs no other program, no disk and no second processor.
 ALWAYS = {
     "sync": {"version", "read_release", "with_read", "with_read_64mib", "load", "pread", "pwrite", "fetch_add"},
     "counters": {"bound", "index", "name", "value", "snapshot"},
+    "queue": {"deque", "simple", "claim", "msgpack", "many", "delayed", "open", "scan", "segments"},
 }
 
 
@@ -120,6 +121,14 @@ def test_a_row_that_was_not_measured_gives_its_reason(results):
     assert "not measured: no such thing here" in text
     assert "not measured: nor this" in text
     ET.fromstring(plot.svg(changed))
+
+
+def test_what_is_counted_is_no_time():
+    row = rows.Row("n", "files", "3", "files", "three", 1, counted=True)
+    found = row.result(rows.Cost(4, 4), rows.Cost(3, 3))
+    assert report._row(found) == ["files", "4", "3", "3", "1.33", "<= 1", "NO"]
+    assert report._row(row.skipped("none")) == ["files", None, "3", None, None, "<= 1", "not measured: none"]
+    assert plot._promises({"rows": [found]}) == []
 
 
 def test_the_chart_is_well_formed_and_has_every_value(results):

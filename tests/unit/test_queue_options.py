@@ -396,13 +396,14 @@ def test_very_long_times_are_for_ever(queue_path: str) -> None:
 # ---- names ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_public_names_are_pinned(queue_path: str) -> None:
+def test_the_public_names_are_pinned() -> None:
     assert mmapds.Queue is Documented
     assert {name for name in dir(Queue) if not name.startswith("_")} == {
         "check", "claim", "claim_async", "claim_many", "claims", "claims_async", "close", "closed", "codec", "compress",
         "dead", "durability", "empty", "erase", "flush", "full", "get", "get_async", "get_many", "get_nowait",
-        "holders", "join", "lease", "max_attempts", "max_bytes", "maxsize", "mode", "path", "peek", "peek_last", "purge", "put",
-        "put_many", "put_nowait", "qsize", "segment_size", "shutdown", "stats", "task_done", "unfinished_tasks",
+        "holders", "join", "lease", "max_attempts", "max_bytes", "maxsize", "mode", "path", "peek", "peek_last",
+        "purge", "put", "put_many", "put_nowait", "qsize", "segment_size", "shutdown", "stats", "task_done",
+        "unfinished_tasks",
     }  # fmt: skip
 
 
