@@ -149,6 +149,11 @@ class DeadLetters:
         own = self._open(make=False)
         return 0 if own is None else own.purge()
 
+    def _flush(self, wait: bool) -> None:
+        own = self._open(make=False)
+        if own is not None:
+            own.flush(wait)
+
     def _close(self) -> None:
         if self._own is not None:
             self._own.close()

@@ -147,19 +147,21 @@ class QueueFiles:
             os.close(fd)
             raise
 
-    def make_segment(self, number: int, units: int) -> tuple[int, int]:
-        """The same of one that need not exist yet; if it does, its size is what it is."""
-        try:
-            return self.open_segment(number, writable=True)
-        except FileNotFoundError:
-            pass
-        durability = self.meta.header.durability
-        page = files.new_header(
-            "segment", durability=durability, options=(number, units), parent=self.meta.header.identity
-        )
-        with suppress(FileExistsError):
-            files.create(self.segment_path(number), page, units * self.segment_size, durability=durability)
-        return self.open_segment(number, writable=True)
+    def make_segment(self, number: int, units: int) -> tuple[int, int, bool]:
+        """The same of one that need not exist yet, and whether this call has made it; if not, its size is what it is."""
+        made = False
+        while True:
+            try:
+                return *self.open_segment(number, writable=True), made
+            except FileNotFoundError:
+                pass
+            durability = self.meta.header.durability
+            page = files.new_header(
+                "segment", durability=durability, options=(number, units), parent=self.meta.header.identity
+            )
+            with suppress(FileExistsError):
+                files.create(self.segment_path(number), page, units * self.segment_size, durability=durability)
+                made = True
 
     def exists(self, number: int) -> bool:
         """Whether a segment has a file."""

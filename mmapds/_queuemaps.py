@@ -72,21 +72,19 @@ class QueueMaps(QueueCore):
             if number not in self._apart:
                 self._apart[number] = self._segment_mapping(-1, units * size, True)
             return self._apart[number]
-        fd, length = self._backing.make_segment(number, units)
+        fd, length, made = self._backing.make_segment(number, units)
         try:
             mapping = self._segment_mapping(fd, length)
         finally:
             os.close(fd)
-        words = parse_control(bytes(memoryview(self._meta)[: LAYOUT["CONTROL"]]))
-        end = number * size + length
-        if words["tail"] >= end and words["head"] >= end and words["held"] == 0:
-            self._backing.remove_segment(number)  # too late: the queue has gone past it, perhaps has finished it
+        if made and parse_control(bytes(memoryview(self._meta)[: LAYOUT["CONTROL"]]))["tail"] >= number * size + length:
+            self._backing.remove_segment(number)  # too late: the queue has gone past it, and has removed it before
         return mapping
 
     def _recover(self) -> None:
         """Meta is another boot's, or a copy's: under the lock of who opens, with nobody alive."""
         meta = self._backing.meta
-        readers = Readers(self._backing, writable=True)
+        readers = Readers(self._backing)
         plan = survey(readers, os.pread(meta.fd, LAYOUT["CONTROL"], 0).ljust(LAYOUT["CONTROL"], b"\0"))
         carry_out(plan, readers, self._offset)
 
@@ -96,7 +94,7 @@ class QueueMaps(QueueCore):
         self._frozen = self.mode == "private"
         plan = None
         if not meta.settled():
-            plan = survey(Readers(backing, writable=False), os.pread(meta.fd, LAYOUT["CONTROL"], 0))
+            plan = survey(Readers(backing), os.pread(meta.fd, LAYOUT["CONTROL"], 0))
             self._frozen = True
         if not self._frozen:
             self._map(meta.fd, meta.size, False, options, -1, self._offset)
@@ -115,7 +113,7 @@ class QueueMaps(QueueCore):
             control, entries = os.pread(meta.fd, LAYOUT["CONTROL"], 0), b""
         self._map_copy(options, self._offset, control, b"")
         capacity = self._entries()[1]
-        readers = Readers(backing, writable=False)
+        readers = Readers(backing)
         waiting = [entry for entry in parse_entries(entries) if entry["kind"] in (DELAYED, READY)]
         if plan is not None:
             fill_index(plan, self._meta, capacity, readers, self._offset)
@@ -197,11 +195,15 @@ class QueueMaps(QueueCore):
     def _look_at(self, meta: Mapping) -> tuple[bytes, bytes]:
         """Control and entries, of one moment."""
         for _ in range(20):
-            found = copy_control(meta)
+            there, mapped = self._entries()
+            if there > mapped and self.mode != "private":
+                self._remap()
+                continue
+            found = copy_control(meta, mapped)
             if found is None and self.mode == "shared":
-                self._repair()  # whoever is in the middle of something: wait for him, or take it back
-            elif found is None:
-                found = repaired_copy(meta)
+                found = self._locked_copy()
+            if found is None:  # whoever is in the middle of something does not go on
+                found = repaired_copy(meta, mapped)
             if found is not None:
                 return found
         raise CorruptionError(f"{self.path}: meta does not come to rest: `mmapds verify` says more")

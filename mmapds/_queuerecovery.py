@@ -89,18 +89,17 @@ class Plan:
 
 
 class Readers:
-    """The segments of a queue, mapped one after the other; privately if nothing may be changed."""
+    """The segments of a queue, mapped one after the other."""
 
-    def __init__(self, queue: QueueFiles, *, writable: bool) -> None:
+    def __init__(self, queue: QueueFiles) -> None:
         self.queue = queue
-        self.writable = writable
 
-    def open(self, number: int) -> SegmentReader:
-        """The reader of one."""
-        fd, size = self.queue.open_segment(number, writable=self.writable)
+    def open(self, number: int, *, writable: bool = False) -> SegmentReader:
+        """The reader of one. If it is only read, all of it is faulted in at once."""
+        fd, size = self.queue.open_segment(number, writable=writable)
         try:
-            flags = MAP["SHARED"] if self.writable else MAP["PRIVATE"]
-            protection = MAP["READ"] | (MAP["WRITE"] if self.writable else 0)
+            flags = MAP["SHARED"] | (0 if writable else MAP["POPULATE"])
+            protection = MAP["READ"] | (MAP["WRITE"] if writable else 0)
             mapping = Mapping(fd, size, protection, flags, self.queue.segment_path(number))
         finally:
             os.close(fd)
@@ -112,8 +111,7 @@ def survey(readers: Readers, control: bytes) -> Plan:
     plan = Plan()
     size = readers.queue.segment_size
     words = parse_control(control)
-    newest = words["epoch"] if 0 < words["epoch"] < _EPOCHS else _EPOCHS - 1
-    scan = _Scan(plan, newest)
+    scan = _Scan(plan)
     end = 0
     for number in readers.queue.numbers():
         try:
@@ -125,7 +123,8 @@ def survey(readers: Readers, control: bytes) -> Plan:
         end = reader.stop
         plan.scanned += end - reader.start
     scan.finish()
-    plan.epoch = (newest if newest < _EPOCHS - 1 else scan.epoch) + 1
+    known = words["epoch"] if 0 < words["epoch"] < _EPOCHS else 0  # it may be older on the disk than the segments
+    plan.epoch = max(known, scan.epoch) + 1
     if plan.epoch >= _EPOCHS:
         raise CorruptionError(f"{readers.queue.path} was recovered {_EPOCHS - 1} times: copy its items to a new queue")
     if plan.tail == 0:  # nothing at all is left
@@ -145,9 +144,9 @@ def survey(readers: Readers, control: bytes) -> Plan:
 class _Scan:
     """Goes through the records of one segment after the other."""
 
-    def __init__(self, plan: Plan, newest: int) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.newest = newest
+        self.end = 0  # of the segment before
         self.epoch = 0  # of the last good record
         self.sequence = 0  # behind the last good record
         self.started = False
@@ -158,9 +157,10 @@ class _Scan:
         """All records of a segment."""
         plan = self.plan
         at = reader.start + kernel.PAGE
+        follows, self.end = self.end == reader.start, reader.stop  # others between them may be finished, and gone
         while reader.stop - at >= LAYOUT["HEAD"]:
             if self.started:
-                stop, count = reader.run(at, self.sequence, self.epoch, self.newest)
+                stop, count = reader.run(at, self.sequence, self.epoch, _EPOCHS - 1)
                 if count:
                     plan.items.append(Run(number, at, stop, self.sequence, count))
                     self.sequence += count
@@ -177,7 +177,7 @@ class _Scan:
                 self.gaps.append((number, at, record.position))
                 at = record.position
             if not self.started or record.sequence > self.sequence:  # what should be in between is lost
-                if self.started:
+                if self.started and (follows or at != reader.start + kernel.PAGE):
                     plan.lost += record.sequence - self.sequence
                 self.started = True
                 self.sequence = record.sequence
@@ -210,7 +210,7 @@ class _Scan:
 
     def fits(self, record: Record) -> bool:
         """Whether it may come behind the last one."""
-        return self.epoch <= record.epoch <= self.newest and record.sequence >= self.sequence
+        return self.epoch <= record.epoch <= _EPOCHS - 1 and record.sequence >= self.sequence
 
     def good(self, end: int) -> None:
         """Something good ends here: what was bad before it is in the middle."""
@@ -293,7 +293,7 @@ def carry_out(plan: Plan, readers: Readers, offset: int) -> None:
         if number not in plan.keep:
             queue.remove_segment(number)
             continue
-        reader = readers.open(number)
+        reader = readers.open(number, writable=True)
         reader.reset_words()
         if number == plan.tail // queue.segment_size:
             reader.clear(plan.tail)

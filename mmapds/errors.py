@@ -28,7 +28,8 @@ Rejected
 from __future__ import annotations
 
 import errno as _errno
-from typing import Any, ClassVar
+import queue as _queue
+from typing import TYPE_CHECKING, Any, ClassVar
 
 __all__ = [
     "Closed",
@@ -46,6 +47,12 @@ __all__ = [
     "UnsupportedFilesystem",
     "WriterBusy",
 ]
+
+
+if TYPE_CHECKING:
+    _LibraryShutDown = Exception
+else:  # from Python 3.13 on
+    _LibraryShutDown = getattr(_queue, "ShutDown", Exception)
 
 
 class MmapdsError(Exception):
@@ -197,9 +204,9 @@ class StaleClaim(MmapdsError, RuntimeError):
     """
 
 
-class ShutDown(MmapdsError):
+class ShutDown(MmapdsError, _LibraryShutDown):
     """Raised by a queue that was shut down: when something is put, and when nothing is left to get.
 
-    Python has ``queue.ShutDown`` from 3.13 on; this one is for all versions.  Handles that are
-    opened later are not shut down.
+    Where the standard library has ``queue.ShutDown``, this is one too.  Handles that are opened
+    later are not shut down.
     """

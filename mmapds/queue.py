@@ -303,6 +303,7 @@ class Queue(QueueAsync):
             raise Closed(f"{self.path}: this queue is closed")
         if self.mode != "shared":
             return
+        self.dead._flush(wait)  # first: a letter must not be lost because its item is known to be done
         backing = self._backing
         meta = backing.meta
         meta.check_path()

@@ -55,6 +55,7 @@ enum {
     QUEUE_DAMAGED = 12, /* meta contradicts itself */
     QUEUE_LOST = 13,    /* a file was cut */
     QUEUE_CROWDED = 14, /* no holder slot is free */
+    QUEUE_STRANGER = 15, /* our holder slot is not ours (any more): register */
 };
 
 enum { QUEUE_ITEMS, QUEUE_ROOM, QUEUE_JOINED }; /* events */
@@ -202,6 +203,16 @@ static inline void queue_seal(queue_view *view, const queue_segment *segment, ui
     end->check = mmapds_item_check(end, position, view->key);
 }
 
+/* In durability "power", before the tail leaves a segment: 0 or -errno. */
+static inline int queue_sync_left(queue_view *view, const queue_segment *segment)
+{
+    if (!view->control->header.durability || view->private_copy || msync(segment->base, segment->length, MS_SYNC) == 0)
+        return 0;
+    int failed = errno;
+    store_seq_cst_u64(&view->control->header.failed, 1);
+    return -failed;
+}
+
 /* Puts one item; `prepared` has hash, flags (but DELAYED), born, due and delay. With the lock. Sets `position`. */
 static inline int queue_put_one(queue_view *view, const char *data, uint64_t size, const mmapds_record_item *prepared,
                                 uint64_t *position)
@@ -231,11 +242,9 @@ static inline int queue_put_one(queue_view *view, const char *data, uint64_t siz
         queue_seal(view, segment, tail, control->tail_sequence);
         if (kernel_lost(segment->lost))
             return QUEUE_LOST;
-        if (control->header.durability && !view->private_copy && msync(segment->base, segment->length, MS_SYNC) != 0) {
-            int failed = errno;
-            store_seq_cst_u64(&control->header.failed, 1);
-            return -failed;
-        }
+        int failed = queue_sync_left(view, segment);
+        if (failed)
+            return failed;
         segment = after; /* perhaps too small, made for somebody's smaller item: then it stays empty, and the next is tried */
         tail = end + MMAPDS_PAGE;
         store_seq_cst_u64(&control->tail, tail);
@@ -262,6 +271,9 @@ static inline int queue_put_one(queue_view *view, const char *data, uint64_t siz
     next = tail + bytes;
     if (end - next < MMAPDS_ITEM_HEAD || segment->length > view->segment_size) { /* a large item is alone */
         queue_seal(view, segment, next, sequence + 1);
+        int failed = queue_sync_left(view, segment);
+        if (failed)
+            return failed;
         next = end + MMAPDS_PAGE;
     }
     store_relaxed_u64(&control->saved_sequence, sequence);
@@ -460,7 +472,10 @@ static inline int queue_take_one(queue_view *view, int how, uint64_t lease, char
     mmapds_queue *control = view->control;
     mmapds_record_item copy;
     mmapds_held *entry;
-    int status = queue_pick(view, item, &copy);
+    int status;
+    if (how != QUEUE_DROP && (!view->holder || queue_slot(view, view->holder)->token != view->token))
+        return QUEUE_STRANGER; /* another thread is closing the handle: nobody would look for what we take */
+    status = queue_pick(view, item, &copy);
     if (status)
         return status;
     item->sequence = copy.order >> 8;

@@ -47,4 +47,5 @@ cdef class QueueCore(QueueView):
     cdef object received(self, bytes data, queue_item *item)
     cdef Claim claimed(self, object lease, int64_t limit)
     cdef object get_item(self, int64_t limit)
+    cdef bint get_batch(self, list values, Py_ssize_t n) except -1
     cdef int shut_down(self, bint empty) except -1

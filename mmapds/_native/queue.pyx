@@ -10,7 +10,7 @@ Who waits spins for some microseconds first: between two busy processes the next
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
@@ -33,7 +33,7 @@ from queue import Empty, Full
 from msgpack import Packer, unpackb
 from xxhash import xxh3_64_intdigest
 
-from mmapds.errors import Closed, CorruptionError, ForkedHandle, ShutDown, StaleClaim
+from mmapds.errors import Closed, CorruptionError, DurabilityFailed, ForkedHandle, ShutDown, StaleClaim
 
 
 cdef object hash_of = xxh3_64_intdigest # not looked up among the module's names at each call
@@ -695,11 +695,15 @@ cdef class QueueCore(QueueView):
                     return value
             if <Py_ssize_t>item.size != len(data):
                 data = data[:item.size]
-            if self.power:
-                segment = self.segment_at(item.position)
-                if segment is not None:
+            segment = self.segment_at(item.position) if self.power else None
+            value = self.received(data, &item)
+            if segment is not None:
+                try:
                     self.durable(segment)
-            return self.received(data, &item)
+                except DurabilityFailed as error:
+                    error.items = [value]       # gone from the queue, perhaps not on the disk
+                    raise
+            return value
 
     cdef Claim hold(self, queue_item *item):
         """The object for a claim that has been made."""
@@ -771,65 +775,69 @@ cdef class QueueCore(QueueView):
     def get_many(self, Py_ssize_t n, block=True, timeout=None):
         """Takes up to `n` items, as many as are there: a list. Waits for the first, as get() does; `Empty` if none came.
 
-        A damaged item among them is set aside, and left out; it is an error only if it is the first.
+        A damaged item among them is set aside, and left out; an error after the first item ends the list.
         """
-        cdef queue_item *items
-        cdef int64_t limit = limit_of(block, timeout)
-        cdef list values = [], datas = []
-        cdef bytes data
-        cdef Py_ssize_t i = 0, upto
-        cdef int status = QUEUE_DONE
-        cdef queue_item item
+        cdef list values = []
         if n <= 0:
             raise ValueError(f"get_many({n}): at least one")
-        values.append(self.get_item(limit))
-        while len(values) < n and status == QUEUE_DONE:
-            self.may_take()
-            upto = min(n - len(values), BATCH)
-            items = <queue_item *>malloc(upto * sizeof(queue_item))
-            if items is NULL:
-                raise MemoryError
-            try:
-                datas = [None] * upto
-                i = 0
-                status = queue_take_lock(&self.view, False)
-                if status == QUEUE_DONE:
-                    while i < upto:         # with the GIL and the lock, and nothing that runs Python code
-                        data = PyBytes_FromStringAndSize(NULL, queue_guess(&self.view, LARGE))
-                        status = queue_take_one(&self.view, QUEUE_GET, 0, PyBytes_AS_STRING(data), len(data), &items[i])
-                        if status != QUEUE_DONE:
-                            break
-                        if <Py_ssize_t>items[i].size != len(data):
-                            data = data[:items[i].size]
-                        datas[i] = data
-                        i += 1
-                    item = items[i] if i < upto else items[0]
-                    queue_take_unlock(&self.view, status)
-                    if self.view.maxsize or self.view.max_bytes:
-                        queue_wake(&self.view, QUEUE_ROOM, 1)
-                if self.power:
-                    segments = {self.segment_at(items[j].position) for j in range(i)}
-                    segments.discard(None)  # mapped, all of them, when they were taken
-                    for segment in segments:
-                        self.durable(segment)
-                for j in range(i):
-                    try:
-                        values.append(self.received(datas[j], &items[j]))
-                    except CorruptionError:
-                        pass                # set aside, and counted
-            finally:
-                free(items)
-            self.mapping.check()
-            if status == QUEUE_TIRED:
-                self._tired(self.hold(&item))
-                status = QUEUE_DONE
-            elif status != QUEUE_DONE and status != QUEUE_EMPTY:
-                try:
-                    values.append(self.get_item(0))     # one with whatever it needs
-                    status = QUEUE_DONE
-                except Empty:
-                    break
+        values.append(self.get_item(limit_of(block, timeout)))
+        try:
+            while len(values) < n:
+                self.may_take()
+                if not self.get_batch(values, min(n - len(values), BATCH)):
+                    values.append(self.get_item(0))
+        except DurabilityFailed as error:
+            error.items = values                # they are gone from the queue, perhaps not on the disk
+            raise
+        except Exception:
+            pass                                # Empty; or what the next call will tell: these are taken
+        except KeyboardInterrupt:
+            PyErr_SetInterrupt()                # when the caller has them
         return values
+
+    cdef bint get_batch(self, list values, Py_ssize_t n) except -1:
+        """Takes up to `n` items under one lock; False if the next one needs something first, or there is none."""
+        cdef queue_item *items = <queue_item *>malloc(n * sizeof(queue_item))
+        cdef list datas = [None] * n
+        cdef bytes data = None
+        cdef Py_ssize_t i = 0, j
+        cdef int status
+        if items is NULL:
+            raise MemoryError
+        try:
+            status = queue_take_lock(&self.view, False)
+            if status == QUEUE_DONE:
+                while i < n:                    # with the GIL and the lock, and nothing that runs Python code
+                    try:
+                        data = PyBytes_FromStringAndSize(NULL, queue_guess(&self.view, LARGE))
+                    except MemoryError:
+                        status = QUEUE_LARGE
+                        break
+                    status = queue_take_one(&self.view, QUEUE_GET, 0, PyBytes_AS_STRING(data), len(data), &items[i])
+                    if status != QUEUE_DONE:
+                        break
+                    datas[i] = data
+                    i += 1
+                queue_take_unlock(&self.view, status)
+                if self.view.maxsize or self.view.max_bytes:
+                    queue_wake(&self.view, QUEUE_ROOM, 1)
+                if status == QUEUE_TIRED:
+                    self._tired(self.hold(&items[i]))
+                    status = QUEUE_DONE
+            segments = {self.segment_at(items[j].position) for j in range(i)} if self.power else ()
+            for j in range(i):
+                data = datas[j]
+                try:
+                    values.append(self.received(data if items[j].size == <size_t>len(data) else data[:items[j].size], &items[j]))
+                except Exception:
+                    pass                        # damaged: set aside, and counted
+            for segment in segments:
+                if segment is not None:
+                    self.durable(segment)
+            self.mapping.check()
+            return status == QUEUE_DONE
+        finally:
+            free(items)
 
     def claim_many(self, Py_ssize_t n, timeout=None, lease=None):
         """Claims up to `n` items, as many as are there: a list. Waits for the first; `Empty` if none came."""
@@ -895,19 +903,6 @@ cdef class QueueCore(QueueView):
             PyErr_CheckSignals()
             if status != QUEUE_BUSY:
                 self.settle(status)
-
-    def _repair(self):
-        """Takes the lock for taking, and with it repairs what a dead owner left."""
-        cdef queue_view view = self.view
-        cdef Mapping meta = self.mapping
-        cdef int status
-        ready(self)
-        with nogil:
-            status = queue_take_lock(&view, True)
-            if status == QUEUE_DONE:
-                status = queue_take_unlock(&view, QUEUE_DONE)
-        if status != QUEUE_DONE and status != QUEUE_BUSY:
-            self.settle(status)
 
     def _put_payload(self, bytes payload, uint64_t flags):
         """Puts what is stored in a dead letter."""

@@ -398,12 +398,30 @@ static inline int queue_end_look(const mmapds_queue *control, uint64_t changes)
     return load_acquire_u64(&control->changes) == changes;
 }
 
+/* The tail, and the sequence that comes next, as they were at one moment, without a lock. Between two equal tails nothing was
+   published, so if a put is under way, or its producer dead, the saved words are this tail's (queue.h: Putting). The loads
+   stay in this order; they pair with the release fences and stores of queue_put_one. */
+static inline uint64_t queue_tail(const mmapds_queue *control, uint64_t *sequence)
+{
+    for (;;) {
+        uint64_t tail = load_acquire_u64(&control->tail), next = load_acquire_u64(&control->tail_sequence);
+        if (load_acquire_u64(&control->saved_tail) == tail)
+            next = load_acquire_u64(&control->saved_sequence);
+        fence_acquire();
+        if (load_relaxed_u64(&control->tail) == tail) {
+            *sequence = next;
+            return tail;
+        }
+    }
+}
+
 /* Items that somebody may take, now or later. */
 static inline int64_t queue_waiting(const mmapds_queue *control)
 {
-    return (int64_t)(load_relaxed_u64(&control->tail_sequence) - load_relaxed_u64(&control->head_sequence) +
-                     load_relaxed_u64(&control->heaps[QUEUE_TIMED]) + load_relaxed_u64(&control->heaps[QUEUE_READY]) -
-                     load_relaxed_u64(&control->leased));
+    uint64_t head = load_relaxed_u64(&control->head_sequence), next; /* first: it does not pass the tail */
+    queue_tail(control, &next);
+    return (int64_t)(next - head + load_relaxed_u64(&control->heaps[QUEUE_TIMED]) +
+                     load_relaxed_u64(&control->heaps[QUEUE_READY]) - load_relaxed_u64(&control->leased));
 }
 
 #endif

@@ -83,14 +83,13 @@ cdef class SegmentReader:
             record.due = copy.due
             record.delay = copy.delay
         record.state = copy.state
-        record.wall = after[0] = copy.wall
-        record.wait = after[1] = copy.wait
-        record.place = after[2] = copy.place
+        after[0], after[1], after[2] = copy.wall, copy.wait, copy.place
         record.next = position + length
         number = copy.state & 0xffffffff
         if copy.state == mmapds_item_state(number & 15, number >> 4, after, position, self.view.key):
             record.what = number & 15
             record.attempts = number >> 4
+            record.wall, record.wait, record.place = copy.wall, copy.wait, copy.place
         return record
 
     def payload(self, Record record not None):
@@ -153,14 +152,14 @@ cdef class SegmentReader:
 
     def blank(self, uint64_t position):
         """Whether nothing but zeros follows."""
-        cdef uint64_t at = position
+        cdef uint64_t at = position             # a multiple of 8
         cdef bint found = True
         with nogil:
-            while at < self.stop:
-                if (<char *>self.segment.base)[at - self.start]:
+            while at + 8 <= self.stop:
+                if load_relaxed_u64(<uint64_t *>(self.segment.base + (at - self.start))):
                     found = False
                     break
-                at += 1
+                at += 8
         self.mapping.check()
         return found
 
@@ -204,31 +203,35 @@ cdef bint memcmp_zero(const char *at, uint64_t length) noexcept:
     return False
 
 
-def copy_control(Mapping mapping not None):
-    """The control pages and the entries of a queue as they were at one moment: two bytes objects.
+def copy_control(Mapping mapping not None, uint64_t mapped):
+    """The control pages and the entries of a queue as they were at one moment: two bytes objects. `mapped`: how many entries
+    the caller has mapped.
 
-    None if somebody was in the middle of a transition all the while; then `repaired_copy` may help.
+    None if somebody was in the middle of a transition all the while, or if there are more entries.
     """
     cdef mmapds_queue *control = <mmapds_queue *>mapping.base
-    cdef uint64_t changes, used, capacity
+    cdef uint64_t changes, used, sequence = 0
     cdef int i, j
     cdef bint quiet
-    for i in range(200):
+    cdef bytes head
+    for i in range(20):
         quiet = queue_begin_look(control, &changes)
-        capacity = load_acquire_u64(&control.capacity)
-        used = min(load_relaxed_u64(&control.used), capacity)
-        head = PyBytes_FromStringAndSize(<char *>control, CONTROL)
-        entries = PyBytes_FromStringAndSize(<char *>control + CONTROL, used * sizeof(mmapds_held))
-        if quiet and queue_end_look(control, changes):
-            mapping.check()
-            return head, entries
+        used = load_relaxed_u64(&control.used)
+        if quiet and used <= mapped:
+            head = PyBytes_FromStringAndSize(<char *>control, CONTROL)
+            entries = PyBytes_FromStringAndSize(<char *>control + CONTROL, used * sizeof(mmapds_held))
+            (<mmapds_queue *><char *>head).tail = queue_tail(control, &sequence)    # nobody else has seen it yet
+            (<mmapds_queue *><char *>head).tail_sequence = sequence
+            if queue_end_look(control, changes):
+                mapping.check()
+                return head, entries
         for j in range(100):
             cpu_relax()
     mapping.check()
     return None
 
 
-def repaired_copy(Mapping mapping not None):
+def repaired_copy(Mapping mapping not None, uint64_t mapped):
     """The same when the transition does not end, because who was in it is dead or stopped: taken back, in the copy.
 
     None if the words under the lock for taking do not stay the same for as long as it takes to copy them twice: then the
@@ -241,7 +244,7 @@ def repaired_copy(Mapping mapping not None):
     cdef Py_ssize_t start = <char *>&control.take_lock - <char *>control
     first = None
     for _ in range(100):
-        used = min(load_relaxed_u64(&control.used), load_acquire_u64(&control.capacity))
+        used = min(load_relaxed_u64(&control.used), mapped)
         copy = bytearray((<char *>control)[:CONTROL + used * sizeof(mmapds_held)])
         memset(<char *>copy + EVENTS, 0, EVENTS_END - EVENTS)      # of those who put, too
         if first is not None and copy[start:] == first[start:]:
@@ -256,6 +259,7 @@ def repaired_copy(Mapping mapping not None):
     view.capacity = used
     if queue_rollback(&view) != 0:
         return None
+    view.control.tail = queue_tail(control, &view.control.tail_sequence)
     return bytes(copy[:CONTROL]), bytes(copy[CONTROL:])
 
 

@@ -14,7 +14,7 @@ cdef extern from "queue.h" nogil:
     uint64_t MMAPDS_ITEM_HEAD
     int MMAPDS_ITEM_NEW, MMAPDS_ITEM_CLAIMED, MMAPDS_ITEM_RETURNED, MMAPDS_ITEM_DONE
     int QUEUE_DONE, QUEUE_EMPTY, QUEUE_FULL, QUEUE_BUSY, QUEUE_MAP, QUEUE_SEGMENT, QUEUE_GROW, QUEUE_REMAP, QUEUE_LARGE
-    int QUEUE_BAD, QUEUE_TIRED, QUEUE_STALE, QUEUE_DAMAGED, QUEUE_LOST, QUEUE_CROWDED
+    int QUEUE_BAD, QUEUE_TIRED, QUEUE_STALE, QUEUE_DAMAGED, QUEUE_LOST, QUEUE_CROWDED, QUEUE_STRANGER
     int QUEUE_ITEMS, QUEUE_ROOM, QUEUE_JOINED
     int QUEUE_GET, QUEUE_CLAIM, QUEUE_DROP
     int QUEUE_TIMED, QUEUE_READY
@@ -101,6 +101,7 @@ cdef extern from "queue.h" nogil:
     int queue_task_done(queue_view *view, uint64_t count, int patient)
     int64_t queue_unfinished(const mmapds_queue *control)
     int64_t queue_waiting(const mmapds_queue *control)
+    uint64_t queue_tail(const mmapds_queue *control, uint64_t *sequence)
     int queue_skip(queue_view *view, uint64_t head, uint64_t position, uint64_t count, int patient)
     int queue_discard(queue_view *view, uint32_t number, uint64_t position, int patient)
     int queue_purge_entry(queue_view *view, uint32_t number, int *found, int patient)

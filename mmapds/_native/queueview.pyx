@@ -15,6 +15,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport getpid
 
@@ -253,6 +254,9 @@ cdef class QueueView:
             self._grow(self.view.capacity)
         elif status == QUEUE_REMAP:
             self._remap()
+        elif status == QUEUE_STRANGER:
+            self.view.holder = 0
+            self.hold_slot()
         elif status == QUEUE_CROWDED:
             raise OverflowError(
                 f"{self.path}: {MMAPDS_HOLDERS} handles take items from it already: close some, or share one among threads"
@@ -372,6 +376,36 @@ cdef class QueueView:
         if status != QUEUE_DONE and status != QUEUE_BUSY:
             self.settle(status)
         return status == QUEUE_DONE
+
+    def _locked_copy(self):
+        """Control and entries, copied under the lock for taking; None if its owner is stopped."""
+        cdef queue_view view = self.view
+        cdef Mapping mapping = self.mapping
+        cdef Py_ssize_t size = CONTROL + view.capacity * sizeof(mmapds_held)
+        cdef char *copy = <char *>malloc(size)
+        cdef int status
+        cdef uint64_t used = 0, sequence = 0
+        if copy is NULL:
+            raise MemoryError
+        try:
+            self.users += 1
+            with nogil:
+                status = queue_take_lock(&view, True)
+                if status == QUEUE_DONE:
+                    used = min(view.control.used, view.capacity)
+                    memcpy(copy, view.control, CONTROL + used * sizeof(mmapds_held))
+                    (<mmapds_queue *>copy).tail = queue_tail(view.control, &sequence)
+                    (<mmapds_queue *>copy).tail_sequence = sequence
+                    status = queue_take_unlock(&view, QUEUE_DONE)
+            self.users -= 1
+            PyErr_CheckSignals()
+            if status == QUEUE_DONE:
+                return copy[:CONTROL], copy[CONTROL:CONTROL + used * sizeof(mmapds_held)]
+            if status != QUEUE_BUSY:
+                self.settle(status)
+            return None
+        finally:
+            free(copy)
 
     # ---- holders -------------------------------------------------------------------------------------------------
 

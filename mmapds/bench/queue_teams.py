@@ -308,7 +308,7 @@ def producers(run: Run, disk: str) -> None:
     Queue(path, codec="raw", durability="power").close()
     with Team([{"put": ("put_one", path)}] * _PRODUCERS) as team:
         team.ready()
-        timers = {
+        timers: dict[str, Callable[[int], float]] = {
             "power_one": lambda count: team.time("put", count, 1) / count,
             "power_eight": lambda count: team.time("put", count) / count / _PRODUCERS,
         }

@@ -1,4 +1,4 @@
-"""``mmapds demo``: publish a real table to other processes, count in others, kill three of them, and compare.
+"""``mmapds demo``: publish a real table to other processes, count and work in others, kill four of them, and compare.
 
 Exit status 0: nothing torn, nothing lost, all went on, files sound.  1: not so, or a process died by itself.
 """
@@ -20,21 +20,26 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
     parser = commands.add_parser(
         "demo",
         parents=[common],
-        help="publish a table to several processes, count in several, kill three of them, and compare",
+        help="publish a table to several processes, count and work in several, kill four of them, and compare",
         description="A writer publishes the Unicode character table in successive versions while other processes read "
         "it. A reader and then the writer are killed with SIGKILL, and another writer takes over. Then processes count "
-        "the letters of the names in the table together, and one of them is killed.",
+        "the letters of the names in the table together, and one of them is killed. Then as many work off jobs from a "
+        "queue, and one of them is killed with a job in its hands.",
         epilog="Exit status: 0 nothing torn, nothing lost and all went on, 1 not so.",
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=10.0, metavar="N", help="how long to read and count (default %(default)g)"
+        "--seconds",
+        type=_seconds,
+        default=10.0,
+        metavar="N",
+        help="how long to read, count and work (default %(default)g)",
     )
     parser.add_argument(
         "--readers",
         type=_readers,
         default=3,
         metavar="N",
-        help="processes that read, and then as many that count, at least 2 (default %(default)d)",
+        help="processes that read, as many that count, and as many that work, at least 2 (default %(default)d)",
     )
     parser.add_argument(
         "--directory", metavar="DIR", help="where to put the files, in a directory that is removed (default /dev/shm)"
@@ -52,17 +57,19 @@ def run(args: argparse.Namespace, out: Output) -> int:
     except DemoError as error:
         out.progress(f"mmapds: {error}")
         return 1
-    counted = results["counters"]
+    counted, worked = results["counters"], results["queue"]
     fine = (
         results["torn_reads"] == 0
         and results["versions_seen_after_takeover"] > 0
         and counted["lost"] == 0
         and counted["untold"] <= counted["killed"]
-        and results["sound"]
-        and counted["sound"]
+        and worked["lost"] == worked["wrong"] == 0
+        and worked["twice"] <= worked["killed"]
+        and worked["again"] == worked["held"]
+        and all(part["sound"] for part in (results, counted, worked))
     )
-    parts: list[Table | str] = [_published(results), _counted(counted), *results["faults"]]
-    findings = [*results["findings"], *counted["findings"]]
+    parts: list[Table | str] = [_published(results), _counted(counted), _worked(worked), *results["faults"]]
+    findings = [*results["findings"], *counted["findings"], *worked["findings"]]
     parts += [f"{f.severity}: {f.where}: {f.what}" for f in findings if f.severity == "error"]
     out.emit({"fine": fine, **results}, *parts)
     return 0 if fine else 1
@@ -111,6 +118,30 @@ def _counted(counted: dict[str, Any]) -> Table:
             ("file afterwards", _soundness(counted), "as mmapds verify says"),
         ],
         "Counters",
+    )
+
+
+def _worked(worked: dict[str, Any]) -> Table:
+    return Table(
+        ("", "result", ""),
+        [
+            (
+                "jobs per second",
+                f"{worked['done'] / worked['seconds']:,.0f}",
+                f"{worked['processes']} processes; each puts the result into another queue, then acknowledges the job",
+            ),
+            ("jobs done", f"{worked['done']:,}", f"of {worked['jobs']:,}; each result compared"),
+            ("jobs not done", f"{worked['lost']:,}", "must be 0"),
+            ("wrong results", f"{worked['wrong']:,}", "must be 0"),
+            ("jobs done twice", f"{worked['twice']:,}", "at most 1, of the one that was killed"),
+            (
+                "time to pass it on",
+                f"{worked['again_seconds'] * 1000:.1f} ms",
+                "until another had the job of the one that was killed",
+            ),
+            ("files afterwards", _soundness(worked), "as mmapds verify says"),
+        ],
+        "Queue",
     )
 
 

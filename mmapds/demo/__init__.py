@@ -1,4 +1,4 @@
-"""``mmapds demo``: real work, and three deaths, in processes that share nothing but files.
+"""``mmapds demo``: real work, and four deaths, in processes that share nothing but files.
 
 What happens
     A writer publishes the Unicode character table of `unicodedata`, about 145,000 rows, in successive versions. Readers
@@ -9,14 +9,17 @@ What happens
     Then as many processes count the letters of the names in that table, together. One is killed while it counts. At the
     end the counters are compared with what the processes said they had counted.
 
+    Then as many processes work off jobs from a queue, and put the results into another. One is killed with a job in its
+    hands, which another gets. At the end each job has been done.
+
 Who is who
     `table` is what is published, and what "torn" means: every check that a reader makes is there. `worker` is the
-    program that each process runs. `cast` is how the director sees the processes; `publish` and `count` are its two
-    parts, and `run` puts them together.
+    program that each process runs. `cast` is how the director sees the processes; `publish`, `count` and
+    `work` are its three parts, and `run` puts them together.
 
 Rejected
     Forks of one process: they would share the interpreter's memory, so that a mistake could stay unseen. A synthetic
     value: nobody's data has its shape. Killing the writer at random: it spends a hundredth of its time in a write, and
-    the demo should show a death in the middle of one each time. Both parts at the same time: each would slow the other
-    down, and the figures would say how much.
+    the demo should show a death in the middle of one each time. All parts at the same time: each would slow the
+    others down, and the figures would say how much.
 """

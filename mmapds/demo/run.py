@@ -1,4 +1,4 @@
-"""The director of the demo: where it plays, its two parts, and that nothing is left of them."""
+"""The director of the demo: where it plays, its three parts, and that nothing is left of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from mmapds.demo import count, publish
+from mmapds.demo import count, publish, work
 
 _SHM = "/dev/shm"
-_ENOUGH = 64 << 20  # bytes: the files take about 11 MB
-_READING = 0.7  # of the time; the rest is for the counting
+_ENOUGH = 64 << 20  # bytes: the files take about 16 MB
+_READING, _COUNTING = 0.6, 0.2  # of the time; the rest is for the jobs
 
 
 def run(seconds: float, workers: int, directory: str | None, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -25,8 +25,10 @@ def run(seconds: float, workers: int, directory: str | None, progress: Callable[
         tempfile.TemporaryDirectory(prefix="mmapds-demo-", dir=directory or _default_directory()) as folder,
     ):
         published = publish.play(f"{folder}/unicode", _READING * seconds, workers, progress)
-        counted = count.play(f"{folder}/letters", seconds - _READING * seconds, workers, progress)
-    return {"directory": folder, **published, "counters": counted}
+        counted = count.play(f"{folder}/letters", _COUNTING * seconds, workers, progress)
+        left = (1 - _READING - _COUNTING) * seconds
+        worked = work.play(f"{folder}/jobs", left, workers, progress)
+    return {"directory": folder, **published, "counters": counted, "queue": worked}
 
 
 def _default_directory() -> str | None:

@@ -1,4 +1,4 @@
-"""One process of the demo: ``python -m mmapds.demo.worker reader|writer|counter PREFIX NUMBER``.
+"""One process of the demo: ``python -m mmapds.demo.worker reader|writer|counter|worker PREFIX NUMBER``.
 
 It obeys words on its standard input and answers with events, one JSON object a line, on its standard output. When its
 input ends, it ends: a director that was killed leaves nobody behind.
@@ -6,6 +6,7 @@ input ends, it ends: a director that was killed leaves nobody behind.
 Reader: ``go`` starts the counting, ``hold`` makes it hold a version for good, ``stop`` ends it with what it has seen.
 Writer: publishes an edition every fifth of a second. If another writer has the place, it tries again every millisecond.
 Counter: from ``go`` to ``stop`` it counts letters. It says no events but single bytes, each as soon as it is true.
+Worker: from ``go`` to ``stop`` it works off jobs; ``hold`` makes it hold the next one for good.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import select
 import signal
 import sys
 import time
+import unicodedata
+from queue import Empty
 from string import ascii_uppercase
 
-from mmapds import CorruptionError, Counters, MappingLost, Synchronizer, WriterBusy
+from mmapds import CorruptionError, Counters, MappingLost, Queue, Synchronizer, WriterBusy
 from mmapds.demo.table import FIRST, LAST, STAMP, Row, character_table, edition, fault
 
 _PACE = 0.2  # seconds between two versions
@@ -27,7 +30,7 @@ _RETRY = 0.001
 _BATCH = 2000  # reads between two looks for a word
 
 READY, TAKEN, DONE = b"<", b"#", b">"  # what a counter says, beside the letters: "#" is a block of names
-BLOCK = 100  # names
+BLOCK = 100  # names, or characters
 
 
 def say(event: str, **details: object) -> None:
@@ -177,6 +180,49 @@ def count(path: str) -> None:
     os.write(1, DONE)
 
 
+def blocks() -> list[str]:
+    """The characters of the table, in blocks: each is a job."""
+    characters = [chr(code) for code, *_ in character_table()]
+    return ["".join(characters[i : i + BLOCK]) for i in range(0, len(characters), BLOCK)]
+
+
+def changing(block: str) -> int:
+    """The work: how many characters are other ones when they are normalised."""
+    return sum(unicodedata.normalize("NFKC", character) != character for character in block)
+
+
+def results_of(path: str) -> str:
+    """Where the results of the jobs at a path are put."""
+    return f"{path}-results"
+
+
+def work(path: str) -> None:
+    """Works off jobs: the result is put before the job is acknowledged, so none is lost, whenever it dies."""
+    table = blocks()
+    words = Words()
+    with Queue(path) as jobs, Queue(results_of(path)) as results:
+        say("ready")
+        while words.next(60.0) != "go":
+            pass
+        done = 0
+        while (word := words.next()) != "stop":
+            try:
+                claim = jobs.claim(60.0 if word == "hold" else 0.05)
+            except Empty:
+                continue
+            with claim:  # acknowledged at its end
+                if word == "hold":
+                    say("holding", id=claim.id)
+                    while True:  # until the end, which will be a SIGKILL
+                        words.next(60.0)
+                if claim.attempts > 1:
+                    say("again", id=claim.id, at=time.monotonic_ns())
+                number = claim.item
+                results.put((number, changing(table[number % len(table)])))
+            done += 1
+        say("done", jobs=done)
+
+
 def main() -> None:
     """Runs the worker that the command line asks for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the director decides
@@ -187,6 +233,8 @@ def main() -> None:
             write(prefix, int(number))
         elif role == "counter":
             count(prefix)
+        elif role == "worker":
+            work(prefix)
         else:
             reader = Reader(prefix)
             with reader.sync:

@@ -35,7 +35,9 @@ HEAD = 72  # bytes of the shortest record
 END_OF_ALL = 1 << 62  # positions are below
 _TOKEN = ~(3 << 30)
 _ATTEMPTS = 400
-_PIECE = 1 << 24
+_PIECE = 1 << 26
+_WORD = struct.Struct("<Q")
+_CHANGES, _CHANGES_AT = struct.Struct("<2Q"), 4248  # and the length of the undo log
 
 _PARTS = (
     (0, ("put_lock", "tail", "tail_sequence", "saved_tail", "saved_sequence", "epoch")),
@@ -71,6 +73,7 @@ class Snapshot:
     """The words, slots and entries of meta at one moment."""
 
     def __init__(self, words: dict[str, int], slots: bytes, entries: bytes, taken_back: int = 0) -> None:
+        slots, entries = slots[: len(slots) // SLOT * SLOT], entries[: len(entries) // ENTRY * ENTRY]
         self.words = words
         self.slots = [Slot(at // SLOT + 1, slots[at : at + SLOT]) for at in range(0, len(slots), SLOT)]
         self.entries = entries
@@ -118,9 +121,7 @@ def read_words(fd: int) -> dict[str, int] | None:
 def read_tail(fd: int) -> tuple[int, int, int]:
     """Where the tail is, and two numbers: its sequence is from the first less 1 to the second. A put changes the
     sequence before the tail."""
-    least = struct.unpack("<Q", os.pread(fd, 8, WORDS + 16).ljust(8, b"\0"))[0]
-    tail = struct.unpack("<Q", os.pread(fd, 8, WORDS + 8).ljust(8, b"\0"))[0]
-    most = struct.unpack("<Q", os.pread(fd, 8, WORDS + 16).ljust(8, b"\0"))[0]
+    least, tail, most = (_WORD.unpack(os.pread(fd, 8, WORDS + at).ljust(8, b"\0"))[0] for at in (16, 8, 16))
     return tail, least, most
 
 
@@ -129,20 +130,22 @@ def look(fd: int, attempts: int = _ATTEMPTS) -> Snapshot | None:
     stuck: tuple[int, int] | None = None
     times = 0
     for attempt in range(attempts):
-        before = read_words(fd)
-        if before is None:
+        data = os.pread(fd, WORDS_END - WORDS, WORDS)
+        if len(data) < WORDS_END - WORDS:
             return None
-        if before["logged"] == 0:
-            found = _read_rest(fd, before)
-            after = read_words(fd)
-            if after is not None and after["logged"] == 0 and after["changes"] == before["changes"]:
-                return found
-        elif (before["changes"], before["logged"]) == stuck:
+        before = _CHANGES.unpack_from(data, _CHANGES_AT - WORDS)
+        if before[1] == 0:
+            used, capacity, holders = (_WORD.unpack_from(data, at)[0] for at in (264, 256, 344))
+            slots = os.pread(fd, min(holders, SLOTS_MOST) * SLOT, SLOTS)
+            entries = _read(fd, ENTRIES, min(used, capacity) * ENTRY)
+            if os.pread(fd, _CHANGES.size, _CHANGES_AT) == _CHANGES.pack(*before):
+                return Snapshot(parse_words(data), slots, entries)
+        elif before == stuck:
             times += 1
             if times >= 8 and (repaired := _taken_back(fd)) is not None:
                 return repaired
         else:
-            stuck, times = (before["changes"], before["logged"]), 0
+            stuck, times = before, 0
         if attempt >= 20:
             time.sleep(0.00002 * (attempt % 100))
     return None
@@ -153,20 +156,16 @@ def sizes_fit(words: dict[str, int], size: int) -> bool:
     return words["used"] <= words["capacity"] <= max(0, size - ENTRIES) // ENTRY and words["holders"] <= SLOTS_MOST
 
 
-def _read_rest(fd: int, words: dict[str, int]) -> Snapshot:
-    slots = os.pread(fd, min(words["holders"], SLOTS_MOST) * SLOT, SLOTS)
-    entries = _read(fd, ENTRIES, min(words["used"], words["capacity"]) * ENTRY)
-    return Snapshot(words, slots[: len(slots) // SLOT * SLOT], entries[: len(entries) // ENTRY * ENTRY])
-
-
 def _read(fd: int, offset: int, size: int) -> bytes:
-    found = bytearray()
-    while len(found) < size:
-        data = os.pread(fd, min(_PIECE, size - len(found)), offset + len(found))
+    pieces = []
+    while size > 0:
+        data = os.pread(fd, min(_PIECE, size), offset)
         if not data:
             break
-        found += data
-    return bytes(found)
+        pieces.append(data)
+        offset += len(data)
+        size -= len(data)
+    return b"".join(pieces)
 
 
 def _taken_back(fd: int) -> Snapshot | None:
@@ -188,9 +187,8 @@ def _taken_back(fd: int) -> Snapshot | None:
             struct.pack_into("<Q", copy, offset, value)
     words = parse_words(bytes(copy[WORDS:WORDS_END]))
     slots = bytes(copy[SLOTS : SLOTS + min(words["holders"], SLOTS_MOST) * SLOT])
-    end = ENTRIES + min(words["used"], words["capacity"]) * ENTRY
-    entries = bytes(copy[ENTRIES:end])
-    return Snapshot(words, slots, entries[: len(entries) // ENTRY * ENTRY], logged)
+    entries = bytes(copy[ENTRIES : ENTRIES + min(words["used"], words["capacity"]) * ENTRY])
+    return Snapshot(words, slots, entries, logged)
 
 
 def undo_is_wrong(offset: int, end: int) -> bool:

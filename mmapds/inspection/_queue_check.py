@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from mmapds import files
@@ -264,7 +266,7 @@ class _Look:
 
     def check_holders(self, snapshot: Snapshot) -> None:
         for slot in snapshot.slots:
-            if slot.token and (slot.claimed or slot.owing) and not slot.alive(self.fd):
+            if slot.token and slot.claimed and not slot.alive(self.fd):
                 self.report.note(
                     self.where,
                     f"holder {slot.number} (pid {slot.pid}) died with {slot.claimed} claims: they come back at the "
@@ -281,7 +283,8 @@ class _Look:
             return
         positions = sorted(now.positions()) if now is not None else []
         for each in suspicions:
-            if each.stop > words["head"] or any(each.position <= position < each.stop for position in positions):
+            at = bisect_left(positions, each.position)
+            if each.stop > words["head"] or (at < len(positions) and positions[at] < each.stop):
                 self.report.add(each.severity, each.where, each.what)
 
     # -- files
@@ -344,14 +347,19 @@ class _Look:
         now = look(self.fd)
         if now is None:
             return
-        held = now.positions()
-        used = {s.start for s in segments for position in held if s.start <= position < s.stop} if held else set()
+        held = sorted(now.positions())
         last = max((s.stop for s in segments if s.start <= tail), default=0)
         newest = read_tail(self.fd)[0]
+        done: list[Segment] = []
         for segment in segments:
-            if segment.stop <= now.words["head"] and segment.start not in used and os.path.lexists(segment.path):
-                self.report.note(
-                    segment.where, "is finished, and was not removed: its items are done; the next recovery removes it"
-                )
+            at = bisect_left(held, segment.start)
+            if segment.stop <= now.words["head"] and (at == len(held) or held[at] >= segment.stop):
+                done.append(segment)
             elif segment.start > newest and not (self.in_use and segment.start == last):
                 self.report.note(segment.where, "lies ahead of the tail: made by somebody who died, or could not go on")
+        if self.in_use and done:
+            time.sleep(0.02)  # somebody may be removing it this moment
+        for segment in done:
+            if os.path.lexists(segment.path):
+                what = "is finished, and was not removed: its items are done; the next recovery removes it"
+                self.report.note(segment.where, what)

@@ -20,7 +20,7 @@ def check_foreign(report: Report, path: str, before: str, where: str, header: fi
         return
     control = os.pread(fd, ENTRIES, 0).ljust(ENTRIES, b"\0")
     try:
-        plan = survey(Readers(Looking(path, header), writable=False), control)
+        plan = survey(Readers(Looking(path, header)), control)
     except FileNotFoundError:
         report.doubt()  # somebody removes segments: recovered meanwhile
         return

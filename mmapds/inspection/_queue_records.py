@@ -123,7 +123,8 @@ class Records:
             self.walk(segment, reader)
             self.check_held(segment, reader)
         except FileNotFoundError:  # finished meanwhile; if it was not, that is an error
-            self.suspect(segment, "error", "was removed, and has items that are not done", segment.start, segment.stop)
+            what = "was removed, and has items that are not done"
+            self.suspicions.append(Suspicion("error", segment.where, what, segment.start, segment.stop))
             self.sequence = None
         except (MappingLost, IncompatibleFormat, CorruptionError) as error:
             self.suspect(segment, "error", f"changed while it was read: {error}", segment.start, segment.stop)

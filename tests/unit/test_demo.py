@@ -16,11 +16,12 @@ from typing import Any
 import msgpack
 import pytest
 
-from mmapds import Counters, cli
-from mmapds.demo import count
+from mmapds import Counters, Queue, cli
+from mmapds.demo import count, work
 from mmapds.demo import run as director
 from mmapds.demo.cast import DemoError
 from mmapds.demo.table import FIRST, LAST, STAMP, Row, character_table, edition, fault
+from mmapds.demo.worker import blocks, changing
 
 COMMAND = [sys.executable, "-W", "error", "-m", "mmapds", "demo"]
 WATCHDOG = 120.0
@@ -114,11 +115,20 @@ def test_from_end_to_end():
     assert counted["said"] > 1000
     assert counted["names"] % 100 == 0
     assert counted["sound"] is True
+    worked = found["queue"]
+    assert worked["processes"] == 3
+    assert worked["lost"] == worked["wrong"] == 0
+    assert worked["done"] == worked["jobs"] >= 10_000
+    assert worked["twice"] in (0, 1)
+    assert worked["again"] == worked["held"]
+    assert worked["again_seconds"] > 0
+    assert worked["sound"] is True
     assert not os.path.exists(found["directory"])
     progress = done.stderr.splitlines()
     assert re.match(r"writer 2 waits for the place of: pid \d+ \(python", progress[1])
     assert any("killed while it held a version" in line for line in progress)
     assert any("killed while it counted" in line for line in progress)
+    assert any(f"killed with job {worked['held']} in its hands" in line for line in progress)
     assert "Traceback" not in done.stderr
 
 
@@ -132,7 +142,7 @@ def test_in_a_directory_for_people(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     tables = [[line.split("  ")[0] for line in part.splitlines()] for part in done.stdout.split("\n\n")]
-    assert [table[0] for table in tables] == ["Synchronizer", "Counters"]
+    assert [table[0] for table in tables] == ["Synchronizer", "Counters", "Queue"]
     assert [table[3:] for table in tables] == [
         [
             "reads per second",
@@ -151,9 +161,19 @@ def test_in_a_directory_for_people(tmp_path):
             "counted, not said",
             "file afterwards",
         ],
+        [
+            "jobs per second",
+            "jobs done",
+            "jobs not done",
+            "wrong results",
+            "jobs done twice",
+            "time to pass it on",
+            "files afterwards",
+        ],
     ]
     assert re.search(r"^torn reads +0 ", done.stdout, re.MULTILINE)
     assert re.search(r"^said, not counted +0 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^jobs not done +0 ", done.stdout, re.MULTILINE)
     assert str(tmp_path) in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -182,6 +202,41 @@ def test_a_counting_process_that_dies_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(DemoError, match=r"counter \d ended with status 1"):
         count.play(str(tmp_path / "letters"), 0.2, 2, print)
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_every_job_is_done(tmp_path, attempt):
+    said: list[str] = []
+    found = work.play(str(tmp_path / "jobs"), 0.2, 3, said.append)
+    assert found["lost"] == found["wrong"] == 0, found
+    assert found["done"] == found["jobs"] > 0
+    assert found["twice"] <= found["killed"] == 1
+    assert found["again"] == found["held"]
+    assert found["sound"], found["findings"]
+    with Queue(tmp_path / "jobs", mode="readonly") as jobs:
+        stats = jobs.stats()
+    assert (stats["items"], stats["claimed"], stats["deaths"], stats["put"]) == (0, 0, 1, found["jobs"])
+
+
+def test_the_books_find_what_is_wrong_and_what_is_done_twice(tmp_path):
+    with Queue(tmp_path / "jobs") as jobs, Queue(tmp_path / "results") as results:
+        books = work._Books(jobs, results)
+        books.keep()
+        assert jobs.get_many(3) == [0, 1, 2]
+        assert books.put == jobs.qsize() + 3
+        right = [changing(block) for block in blocks()]
+        assert len(right) == len(books.right) > 1000
+        assert len(set(right)) > 10  # a worker that always says the same is found
+        results.put_many([[0, right[0]], [1, right[1] + 1], [0, right[0]], [len(right), right[0]]])
+        books.collect()
+    assert books.done == {0: 2, 1: 1, len(right): 1}
+    assert books.wrong == 1
+
+
+def test_a_worker_that_dies_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(DemoError, match=r"worker \d ended with status 1"):
+        work.play(str(tmp_path / "jobs"), 0.2, 2, print)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -272,6 +327,21 @@ RESULTS: dict[str, Any] = {
         "sound": True,
         "findings": [],
     },
+    "queue": {
+        "processes": 3,
+        "killed": 1,
+        "seconds": 2.0,
+        "jobs": 50_000,
+        "done": 50_000,
+        "lost": 0,
+        "twice": 1,
+        "wrong": 0,
+        "again_seconds": 0.0031,
+        "held": "1-77",
+        "again": "1-77",
+        "sound": True,
+        "findings": [],
+    },
 }
 
 
@@ -285,6 +355,11 @@ RESULTS: dict[str, Any] = {
         ({"counters": {**RESULTS["counters"], "lost": 1}}, 1),
         ({"counters": {**RESULTS["counters"], "untold": 2}}, 1),
         ({"counters": {**RESULTS["counters"], "sound": False}}, 1),
+        ({"queue": {**RESULTS["queue"], "lost": 1}}, 1),
+        ({"queue": {**RESULTS["queue"], "wrong": 1}}, 1),
+        ({"queue": {**RESULTS["queue"], "twice": 2}}, 1),
+        ({"queue": {**RESULTS["queue"], "again": "1-78"}}, 1),
+        ({"queue": {**RESULTS["queue"], "sound": False}}, 1),
     ],
 )
 def test_the_exit_status_says_whether_all_is_well(change, status, monkeypatch, capsys):
@@ -294,6 +369,8 @@ def test_the_exit_status_says_whether_all_is_well(change, status, monkeypatch, c
     text = capsys.readouterr().out
     assert "1,234,568" in text
     assert "4.2 ms" in text
+    assert re.search(r"jobs per second +25,000 ", text)
+    assert "3.1 ms" in text
     assert re.search(r"letters counted +1,001 +most often E, A, B; names: 100", text)
     assert all(fault in text for fault in change.get("faults", []))
     assert cli.main(["demo", "--json"]) == status

@@ -140,6 +140,17 @@ def test_items_sent_to_the_back_are_shown_there(q: Queue) -> None:
     assert drain(q) == expected
 
 
+def test_items_sent_to_the_back_with_and_without_a_delay(q: Queue) -> None:
+    q.put_many("abcdef")
+    for n, claim in enumerate(q.claim_many(5)):
+        claim.nack(0.01 if n % 2 else 0, to_back=True)
+    expected = ["f", "a", "b", "c", "d", "e"]
+    assert look(q) == expected
+    time.sleep(0.02)
+    assert look(q) == expected
+    assert drain(q) == expected
+
+
 def test_delayed_items_are_shown_in_their_place_and_not_peeked(q: Queue) -> None:
     q.put("slow", delay=1000)
     with pytest.raises(Empty):

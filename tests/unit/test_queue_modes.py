@@ -9,13 +9,14 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import queuefiles
 from peers import Peer
 
-from mmapds import Closed, Empty, Full, Queue
+from mmapds import Closed, Counters, Empty, Full, Queue, WriterBusy
 
 
 @pytest.fixture
@@ -226,6 +227,45 @@ def test_durability_power(queue_path: str) -> None:
         assert q.purge() == 48
         assert q.dead.requeue() == 1
         assert q.get() == 151
+
+
+# ---- erase ---------------------------------------------------------------------------------------------------------
+
+
+def test_erase_removes_all_of_it(queue_path: str) -> None:
+    with Queue(queue_path, segment_size=8192) as q:
+        q.put_many(range(1000))
+        q.claim().bury()
+    Queue.erase(queue_path)
+    assert os.listdir(os.path.dirname(queue_path)) == []
+    with pytest.raises(FileNotFoundError):
+        Queue.erase(queue_path)
+    with Queue(queue_path, maxsize=3) as q:  # another one
+        assert (len(q), len(q.dead)) == (0, 0)
+    Queue.erase(Path(queue_path))
+    assert not os.path.exists(queue_path)
+
+
+def test_erase_refuses_while_somebody_has_it_open(queue_path: str) -> None:
+    with Queue(queue_path) as q:
+        q.put(1)
+        with pytest.raises(WriterBusy, match="in use") as caught:
+            Queue.erase(queue_path)
+        assert caught.value.path == queue_path
+        assert q.get() == 1
+    Queue.erase(queue_path)
+    assert not os.path.exists(queue_path)
+
+
+def test_erase_is_for_queues(tmp_path: Path) -> None:
+    Counters(tmp_path / "counters").close()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "meta").write_text("something else")
+    for path in ("counters", "folder", "nothing"):
+        with pytest.raises((OSError, ValueError)):
+            Queue.erase(tmp_path / path)
+    assert (tmp_path / "counters").exists()
+    assert (tmp_path / "folder" / "meta").read_text() == "something else"
 
 
 # ---- the end of a handle -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import queuefiles
 
 import mmapds
-from mmapds import Claim, Counters, Empty, IncompatibleFormat, Queue, SchemaMismatch, WriterBusy
+from mmapds import Claim, Counters, Empty, IncompatibleFormat, Queue, SchemaMismatch
 from mmapds._deadletters import DeadLetters
 from mmapds.queue import Queue as Documented
 
@@ -145,45 +145,6 @@ def test_many_threads_open_a_new_queue_at_once(queue_path: str) -> None:
 def test_a_queue_is_opened_once(queue_path: str) -> None:
     with Queue(queue_path) as q, pytest.raises(RuntimeError, match="opened once"):
         q.__init__(queue_path)  # type: ignore[misc]
-
-
-# ---- erase ---------------------------------------------------------------------------------------------------------
-
-
-def test_erase_removes_all_of_it(queue_path: str) -> None:
-    with Queue(queue_path, segment_size=8192) as q:
-        q.put_many(range(1000))
-        q.claim().bury()
-    Queue.erase(queue_path)
-    assert os.listdir(os.path.dirname(queue_path)) == []
-    with pytest.raises(FileNotFoundError):
-        Queue.erase(queue_path)
-    with Queue(queue_path, maxsize=3) as q:  # another one
-        assert (len(q), len(q.dead)) == (0, 0)
-    Queue.erase(Path(queue_path))
-    assert not os.path.exists(queue_path)
-
-
-def test_erase_refuses_while_somebody_has_it_open(queue_path: str) -> None:
-    with Queue(queue_path) as q:
-        q.put(1)
-        with pytest.raises(WriterBusy, match="in use") as caught:
-            Queue.erase(queue_path)
-        assert caught.value.path == queue_path
-        assert q.get() == 1
-    Queue.erase(queue_path)
-    assert not os.path.exists(queue_path)
-
-
-def test_erase_is_for_queues(tmp_path: Path) -> None:
-    Counters(tmp_path / "counters").close()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "meta").write_text("something else")
-    for path in ("counters", "folder", "nothing"):
-        with pytest.raises((OSError, ValueError)):
-            Queue.erase(tmp_path / path)
-    assert (tmp_path / "counters").exists()
-    assert (tmp_path / "folder" / "meta").read_text() == "something else"
 
 
 # ---- options of a new queue, and of one that is there --------------------------------------------------------------
