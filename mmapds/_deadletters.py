@@ -18,7 +18,7 @@ import msgpack
 from mmapds import _compression
 from mmapds._native.queuescan import FLAGS
 from mmapds._queuefiles import DEAD, META
-from mmapds.errors import CorruptionError
+from mmapds.errors import Closed, CorruptionError
 
 if TYPE_CHECKING:
     from mmapds._native.queue import Claim
@@ -50,24 +50,25 @@ def error_text(error: object) -> str | None:
 class DeadLetters:
     """The dead letters of a queue: iterate, `requeue`, `purge`. Obtained as ``queue.dead``."""
 
-    __slots__ = ("_own", "_queue")
+    __slots__ = ("_queue",)
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._own: Queue | None = None
 
     def _open(self, *, make: bool) -> Queue | None:
-        own = self._own
-        if own is None:
-            path = os.path.join(self._queue.path, DEAD)
+        queue = self._queue
+        if queue.closed:
+            raise Closed(f"{queue.path}: this queue is closed, and so are its dead letters")
+        if queue._letters is None:
+            path = os.path.join(queue.path, DEAD)
             if not make and not os.path.exists(os.path.join(path, META)):
                 return None
-            own = type(self._queue)._dead_queue(path, self._queue.mode, self._queue.durability)
-            if self._own is not None:  # another thread was faster
+            own = type(queue)._dead_queue(path, queue.mode, queue.durability)
+            if queue._letters is not None or queue.closed:  # another thread was faster
                 own.close()
             else:
-                self._own = own
-        return self._own
+                queue._letters = own
+        return queue._letters
 
     def _add(self, claim: Claim, reason: str, error: object) -> None:
         if self._queue.mode == "private" and self._open(make=False) is None:
@@ -153,11 +154,6 @@ class DeadLetters:
         own = self._open(make=False)
         if own is not None:
             own.flush(wait)
-
-    def _close(self) -> None:
-        if self._own is not None:
-            self._own.close()
-            self._own = None
 
     def __repr__(self) -> str:
         return f"<DeadLetters of {self._queue.path}>"

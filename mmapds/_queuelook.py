@@ -37,7 +37,9 @@ class QueueLook(QueueMaps):
     codec: ResolvedCodec
 
     if TYPE_CHECKING:
-        dead: DeadLetters
+
+        @property
+        def dead(self) -> DeadLetters: ...
 
     # ---- looking --------------------------------------------------------------------------------------------------
 

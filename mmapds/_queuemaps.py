@@ -154,7 +154,7 @@ class QueueMaps(QueueCore):
                 rebuild.begin_segment()
             due = entry["due"] if entry["kind"] == DELAYED else 0
             place = 0 if entry["place"] % 2 else entry["place"]
-            rebuild.add(entry["position"], entry["sequence"], entry["size"], entry["attempts"], place, due)
+            rebuild.add(entry["position"], entry["sequence"], entry["size"], entry["attempts"], place, due, entry["stamp"])
         rebuild.end(words["head"] // size == number)
 
     def _populate(self) -> None:

@@ -121,6 +121,8 @@ def survey(readers: Readers, control: bytes) -> Plan:
             continue
         scan.segment(number, reader)
         end = reader.stop
+        if end - reader.start > size and reader.start < scan.tail < end:
+            scan.tail = end + kernel.PAGE  # a large item is alone, even if what says so did not reach the disk
         plan.scanned += end - reader.start
     scan.finish()
     known = words["epoch"] if 0 < words["epoch"] < _EPOCHS else 0  # it may be older on the disk than the segments

@@ -95,9 +95,9 @@ class Queue(QueueAsync):
 
     __slots__ = (
         "_least",
+        "_letters",
         "_retry_delay",
         "compress",
-        "dead",
         "lease",
         "max_attempts",
         "max_bytes",
@@ -111,7 +111,7 @@ class Queue(QueueAsync):
     segment_size: int
     compress: str | None
     lease: float | None
-    dead: DeadLetters
+    _letters: Queue | None
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Queue(QueueAsync):
             self._retry_delay = retry_delay
             self.lease = lease
             self._async = {}
-            self.dead = DeadLetters(self)
+            self._letters = None
             self._use(self.codec, self._least if self._level else None, lease)
             self._offset = _queuefiles.boot_offset()
             self._begin()
@@ -270,6 +270,11 @@ class Queue(QueueAsync):
 
     # ---- the end of items -----------------------------------------------------------------------------------------
 
+    @property
+    def dead(self) -> DeadLetters:
+        """The dead letters: items that failed too often, or were buried."""
+        return DeadLetters(self)
+
     def purge(self) -> int:
         """Takes away all that waits, delayed items included; returns how many. Claimed ones stay their holders'."""
         count: int = self._purge()
@@ -340,9 +345,9 @@ class Queue(QueueAsync):
         """Ends this handle: its claims return to the queue, and threads that wait in it raise `Closed`. Idempotent."""
         self._leave()
         self._forget()
-        dead = getattr(self, "dead", None)
-        if dead is not None:
-            dead._close()
+        letters, self._letters = getattr(self, "_letters", None), None
+        if letters is not None:
+            letters.close()
         backing = getattr(self, "_backing", None)
         if backing is not None:
             backing.close()

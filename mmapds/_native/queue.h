@@ -607,8 +607,11 @@ static inline int queue_nack(queue_view *view, const queue_item *item, uint64_t 
     if (queue_ours(view, item->entry, item->fence)) {
         mmapds_held *entry = queue_entry(view, item->entry);
         queue_unhold(view, item->entry);
-        if (to_back)
+        if (to_back) { /* behind what is there, and what was sent there before */
             queue_set(view, &entry->place, 2 * load_seq_cst_u64(&control->tail));
+            queue_set(view, &entry->stamp, control->stamps + 1);
+            control->stamps++; /* not logged: as fences */
+        }
         queue_await(view, item->entry, delay ? queue_now(view) + delay : 0);
         queue_add(view, &control->tallies[QUEUE_RETURNS], 1);
         if (!view->damaged) {
@@ -720,6 +723,11 @@ static inline int queue_register(queue_view *view, uint64_t pid, int patient)
     if (status)
         return status;
     uint64_t at = 0;
+    for (uint32_t i = 0; i < control->holders && i < MMAPDS_HOLDERS; i++)
+        if (control->slots[i].token == view->token) { /* another thread of ours was faster */
+            view->holder = i + 1;
+            return queue_take_unlock(view, QUEUE_DONE);
+        }
     while (at < MMAPDS_HOLDERS && control->slots[at].token)
         at++;
     if (at == MMAPDS_HOLDERS)

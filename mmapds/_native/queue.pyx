@@ -75,6 +75,7 @@ cdef Mapping mapping_in(Segments table, uint64_t position):
 
 
 @cython.final
+@cython.no_gc_clear                     # collected in a cycle, it still has to return the item
 @cython.binding(False)
 cdef class Claim:
     """A hold on an item: it is nobody else's until it is acknowledged, returned, or its handle ends.

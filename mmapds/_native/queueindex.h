@@ -365,10 +365,6 @@ static inline void queue_await(queue_view *view, uint32_t number, uint64_t due)
     mmapds_held *entry = queue_entry(view, number);
     queue_set_half(view, &entry->kind, due ? QUEUE_DELAYED : QUEUE_WAITING);
     queue_set(view, &entry->due, due);
-    if (!due) {
-        queue_set(view, &entry->stamp, control->stamps + 1);
-        control->stamps++; /* not logged: as fences */
-    }
     queue_add(view, &control->waiting_bytes, entry->size);
     queue_push(view, due ? QUEUE_TIMED : QUEUE_READY, number);
 }

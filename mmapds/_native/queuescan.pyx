@@ -356,8 +356,9 @@ cdef class Rebuild:
     def begin_segment(self):
         self.view.control.held = 0
 
-    def add(self, uint64_t position, uint64_t sequence, uint64_t size, uint32_t attempts, uint64_t place, uint64_t due):
-        """An item that waits: `due` 0, or on CLOCK_BOOTTIME; `place` 0: its own."""
+    def add(self, uint64_t position, uint64_t sequence, uint64_t size, uint32_t attempts, uint64_t place, uint64_t due,
+            uint64_t stamp=0):
+        """An item that waits: `due` 0, or on CLOCK_BOOTTIME; `place` 0: its own; `stamp` orders those of one place."""
         cdef uint32_t number = queue_make(&self.view, position, sequence, size, QUEUE_WAITING)
         cdef mmapds_held *entry
         if number == 0:
@@ -366,6 +367,8 @@ cdef class Rebuild:
         entry.attempts = attempts
         if place:
             entry.place = place
+            entry.stamp = stamp
+            self.view.control.stamps = max(self.view.control.stamps, stamp)
         queue_await(&self.view, number, due)
         queue_commit(&self.view)
         self.mapping.check()

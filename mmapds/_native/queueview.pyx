@@ -218,10 +218,7 @@ cdef class QueueView:
                 status = queue_register(&view, getpid(), True)
             PyErr_CheckSignals()
             if status == QUEUE_DONE:
-                if not self.view.holder:
-                    self.view.holder = view.holder
-                elif view.holder != self.view.holder:   # another thread was faster
-                    mapping = None
+                self.view.holder = view.holder
             elif status == QUEUE_CROWDED and not swept:
                 self.bury_dead(True)
                 swept = True

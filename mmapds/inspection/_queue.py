@@ -144,6 +144,8 @@ def look(fd: int, attempts: int = _ATTEMPTS) -> Snapshot | None:
             times += 1
             if times >= 8 and (repaired := _taken_back(fd)) is not None:
                 return repaired
+            if times >= 60:
+                return None  # what the log says cannot be
         else:
             stuck, times = before, 0
         if attempt >= 20:

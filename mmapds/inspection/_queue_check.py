@@ -250,6 +250,7 @@ class _Look:
                     where, f"{snapshot.taken_back} words are to be taken back: a process died while it took something"
                 )
             self.check_holders(snapshot)
+            self.check_finished(snapshot, tail)
         if not self.check_words(words, tail, most):
             return
         segments = self.check_segments(self.folder())
@@ -272,6 +273,14 @@ class _Look:
                     f"holder {slot.number} (pid {slot.pid}) died with {slot.claimed} claims: they come back at the "
                     "next operation",
                 )
+
+    def check_finished(self, snapshot: Snapshot, tail: int) -> None:
+        """Whoever died before he removed a segment leaves its number to the next one."""
+        number, size = snapshot.words["finished"], self.header.options[0]
+        start, stop = number * size, number * size + size
+        needed = start < tail and stop > snapshot.words["head"]
+        if number and (needed or any(start <= position < stop for position in snapshot.positions())):
+            self.report.error(self.where, f"says that segment {number} is to be removed, and it has items")
 
     def confirm(self, suspicions: list[Suspicion]) -> None:
         """Reports what is still so: of items that wait, or are claimed, even now."""

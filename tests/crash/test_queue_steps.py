@@ -142,7 +142,7 @@ def path(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Peer]:
-    with Peer("import queuesteps, stepping") as peer:
+    with Peer("import queuesteps, stepping; signal.alarm(100)") as peer:
         if not peer("stepping.available()"):
             pytest.skip("processes may not be traced here")
         peer(
