@@ -8,10 +8,11 @@ A job is a transfer from one account to another. For each, a worker does two thi
     moves the money                    in a database, in one transaction with the id of the job: idempotent
 
 A job that was claimed by a worker that died comes back, with the same `claim.id`. If the worker died after its work and
-before its acknowledgement, the work is done once more: there is a second line in the journal. That can't be helped, only
-kept rare; but the database finds the id, and moves no money. At the end the program looks for every job in both, computes
-the balances anew, and for each second line asks whether the first was the last one of a worker that was killed.
-It ends with status 0 only if all of this is so.
+before its acknowledgement, the work is done once more: there is a second line in the journal. That cannot be helped,
+only kept rare; but the database finds the id, and moves no money.
+
+At the end the program looks for every job in both, computes the balances anew, and asks for each second line whether
+the first one was the last of a worker that was killed. It ends with status 0 only if all of this is so.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from multiprocessing.context import ForkProcess
 
 from mmapds import Claim, Queue
 
-WORKERS, JOBS, ACCOUNTS = 4, 3000, 20
+WORKERS, JOBS, ACCOUNTS = 4, 6000, 20
 PAUSE = 0.01  # seconds from one kill to the next, on average
 START = 1000  # what each account has at first
 
@@ -80,11 +81,13 @@ def work(folder: str, worker: int) -> None:
                 move(bank, claim)
 
 
+def any_transfer() -> Transfer:
+    source, target = random.sample(range(ACCOUNTS), 2)
+    return source, target, random.randrange(1, 100)
+
+
 def main() -> None:
-    transfers: list[Transfer] = [
-        (*random.sample(range(ACCOUNTS), 2), random.randrange(1, 100))  # type: ignore[misc]
-        for _ in range(JOBS)
-    ]
+    transfers = [any_transfer() for _ in range(JOBS)]
     with tempfile.TemporaryDirectory() as folder, Queue(os.path.join(folder, "jobs")) as jobs:
         create_bank(folder)
         jobs.put_many(transfers)
@@ -131,7 +134,7 @@ def compare(folder: str, transfers: Sequence[Transfer], killed: set[int]) -> Non
     unexplained = [(job, worker) for job, worker in again if worker not in killed or last[worker] != job]
     moved = sum(balances[number] != expected[number] for number in expected)
     print(f"jobs: {len(transfers)}, workers killed: {len(killed)}")
-    print(f"in the journal: {len(writers)}, twice: {len(again)}, of these without a kill before the ack: {len(unexplained)}")
+    print(f"in the journal: {len(writers)}, twice: {len(again)}, of these not for a kill: {len(unexplained)}")
     print(f"in the bank: {len(done)}, wrong balances: {moved}")
     right = writers.keys() == done and len(done) == len(transfers) and not unexplained and not moved
     print("every job was done, and the money moved once" if right else "THE BOOKS ARE WRONG")

@@ -64,10 +64,8 @@ class DeadLetters:
             if not make and not os.path.exists(os.path.join(path, META)):
                 return None
             own = type(queue)._dead_queue(path, queue.mode, queue.durability)
-            if queue._letters is not None or queue.closed:  # another thread was faster
+            if not queue._keep_letters(own):  # another thread was faster
                 own.close()
-            else:
-                queue._letters = own
         return queue._letters
 
     def _add(self, claim: Claim, reason: str, error: object) -> None:

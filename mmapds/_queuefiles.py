@@ -148,7 +148,7 @@ class QueueFiles:
             raise
 
     def make_segment(self, number: int, units: int) -> tuple[int, int, bool]:
-        """The same of one that need not exist yet, and whether this call has made it; if not, its size is what it is."""
+        """The same of one that may not exist yet, and whether this call has made it; else its size is what it is."""
         made = False
         while True:
             try:

@@ -77,8 +77,9 @@ class QueueMaps(QueueCore):
             mapping = self._segment_mapping(fd, length)
         finally:
             os.close(fd)
-        if made and parse_control(bytes(memoryview(self._meta)[: LAYOUT["CONTROL"]]))["tail"] >= number * size + length:
-            self._backing.remove_segment(number)  # too late: the queue has gone past it, and has removed it before
+        end = number * size + length
+        if made and parse_control(bytes(memoryview(self._meta)[: LAYOUT["CONTROL"]]))["tail"] >= end:
+            self._drop_late(number * size, end)
         return mapping
 
     def _recover(self) -> None:
@@ -154,7 +155,9 @@ class QueueMaps(QueueCore):
                 rebuild.begin_segment()
             due = entry["due"] if entry["kind"] == DELAYED else 0
             place = 0 if entry["place"] % 2 else entry["place"]
-            rebuild.add(entry["position"], entry["sequence"], entry["size"], entry["attempts"], place, due, entry["stamp"])
+            rebuild.add(
+                entry["position"], entry["sequence"], entry["size"], entry["attempts"], place, due, entry["stamp"]
+            )
         rebuild.end(words["head"] // size == number)
 
     def _populate(self) -> None:
@@ -275,7 +278,7 @@ class QueueMaps(QueueCore):
             raise self._spoiled(sequence - words["head_sequence"], name, data)
 
     def _missing(self, number: int) -> None:
-        """A segment has no file, and items should be in it: goes on behind it, and says so."""
+        """A segment has no file: if items should be in it, goes on behind it, and says so."""
         size = self._backing.segment_size
         words, entries = self._index()
         lost = 0
@@ -290,10 +293,10 @@ class QueueMaps(QueueCore):
             count = (words["tail_sequence"] if first is None else first[2].sequence) - words["head_sequence"]
             if self._skip(head, stop, max(0, count)):
                 lost += count
-        if lost or words["tail"] // size == number:
+        if lost or (words["tail"] // size == number and words["tail"] % size != kernel.PAGE):
             raise CorruptionError(
-                f"{self.path}: segment {number:016x} is missing, and {lost or 'all'} items that were in it are lost: was it "
-                "removed by hand? What is behind it is not touched."
+                f"{self.path}: segment {number:016x} is missing, and {lost or 'all'} items that were in it are lost: was "
+                "it removed by hand? What is behind it is not touched."
             )
 
     def _spoiled(self, count: int, name: str, data: bytes) -> CorruptionError:

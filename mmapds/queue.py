@@ -38,13 +38,11 @@ from mmapds._native.queue import Claim
 from mmapds._native.queuescan import add_tally
 from mmapds._native.region import FLAGS as MAP
 from mmapds._queueasync import QueueAsync
+from mmapds._queueoptions import LARGEST, RetryDelay, check_options
 from mmapds.errors import Closed, CorruptionError, DurabilityFailed, MmapdsError, SchemaMismatch
 from mmapds.region import Mode, StrPath, check_mode
 
-RetryDelay = float | Callable[[int], float]
-
 _SEGMENT = 64 << 20
-_LARGEST = 1 << 40  # a segment
 _STORED = ("segment_size", "maxsize", "max_bytes", "max_attempts")
 
 
@@ -139,7 +137,7 @@ class Queue(QueueAsync):
                 f"this kernel has pages of {MAP['PAGE']} bytes; queues are laid out in pages of {kernel.PAGE}",
             )
         asked = {"segment_size": segment_size, "maxsize": maxsize, "max_bytes": max_bytes, "max_attempts": max_attempts}
-        _check_options(asked, durability, retry_delay, lease)
+        check_options(asked, durability, retry_delay, lease)
         packed = _compression.parse(compress)
         name = os.path.abspath(os.fspath(path))
         self._configure(name, mode, durability or "process")
@@ -204,7 +202,7 @@ class Queue(QueueAsync):
         if (
             size < 2 * kernel.PAGE
             or size % kernel.PAGE
-            or size > _LARGEST
+            or size > LARGEST
             or stored["maxsize"] >> 62
             or header.options[4] > 9
         ):
@@ -274,6 +272,12 @@ class Queue(QueueAsync):
     def dead(self) -> DeadLetters:
         """The dead letters: items that failed too often, or were buried."""
         return DeadLetters(self)
+
+    def _keep_letters(self, letters: Queue) -> bool:
+        if self.closed or self._letters is not None:
+            return False
+        self._letters = letters
+        return True
 
     def purge(self) -> int:
         """Takes away all that waits, delayed items included; returns how many. Claimed ones stay their holders'."""
@@ -354,6 +358,8 @@ class Queue(QueueAsync):
 
     def check(self) -> None:
         """Checks every invariant of the queue, and changes nothing; `CorruptionError` says which one is broken."""
+        if self.closed:
+            raise Closed(f"{self.path}: this queue is closed")
         from mmapds.inspection import verify
 
         broken = [finding for finding in verify(self.path) if finding.severity == "error"]
@@ -386,26 +392,3 @@ class Queue(QueueAsync):
         except MmapdsError as error:
             state = type(error).__name__
         return f"<Queue {self.path} {self.mode} {state}>"
-
-
-def _check_options(
-    asked: dict[str, int | None], durability: str | None, retry_delay: RetryDelay, lease: float | None
-) -> None:
-    for option, value in asked.items():
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{option} is an int, not {type(value).__name__} {value!r}")
-        if value < 0 or value >> 62:
-            raise ValueError(f"{option} {value} is not from 0 to 2**62")
-    size = asked["segment_size"]
-    if size is not None and (size < 2 * kernel.PAGE or size % kernel.PAGE or size > _LARGEST):
-        raise ValueError(f"segment_size {size} is not a multiple of {kernel.PAGE} from {2 * kernel.PAGE} to {_LARGEST}")
-    if durability is not None and durability not in files.DURABILITIES:
-        raise ValueError(f"durability {durability!r} is not 'process' or 'power'")
-    if not callable(retry_delay) and (not isinstance(retry_delay, (int, float)) or not retry_delay >= 0):
-        raise ValueError(f"retry_delay is seconds, 0 or more, or a function of attempts, not {retry_delay!r}")
-    if lease is not None and not isinstance(lease, (int, float)):
-        raise TypeError(f"lease is a number of seconds or None, not {type(lease).__name__} {lease!r}")
-    if lease is not None and not lease >= 0:
-        raise ValueError(f"lease {lease!r} is not 0 or more seconds")

@@ -943,7 +943,8 @@ cdef class QueueCore(QueueView):
 
     def full(self):
         """True if `maxsize` items wait."""
-        return 0 < self.view.maxsize <= <uint64_t>self.qsize()
+        cdef uint64_t waiting = self.qsize()
+        return 0 < self.view.maxsize <= waiting
 
     @property
     def unfinished_tasks(self):
@@ -1010,12 +1011,6 @@ cdef class QueueCore(QueueView):
                 and load_relaxed_u64(&self.view.control.shutdowns) == self.shut):
             return self.wait(QUEUE_ITEMS, seen, kernel_clock_ns() + <int64_t>(seconds * 1e9)) == 0
         return True
-
-    def _pass_on(self):
-        """Wakes another sleeper, if there is something: this one does not take it."""
-        ready(self)
-        if queue_waiting(self.view.control) > 0:
-            queue_wake(&self.view, QUEUE_ITEMS, 1)
 
     def _shut(self, bint immediate):
         """Every handle that is open now is shut down; this one too."""

@@ -91,6 +91,7 @@ cdef extern from "queue.h" nogil:
     int queue_take_unlock(queue_view *view, int status)
     int queue_take_one(queue_view *view, int how, uint64_t lease, char *into, uint64_t room, queue_item *item)
     int queue_take(queue_view *view, int how, uint64_t lease, char *into, uint64_t room, queue_item *item, int patient)
+    int queue_drop_late(queue_view *view, uint64_t start, uint64_t end, int patient)
     uint64_t queue_guess(const queue_view *view, uint64_t limit)
     int queue_ack(queue_view *view, const queue_item *item, int owe, int patient)
     int queue_nack(queue_view *view, const queue_item *item, uint64_t delay, int to_back, int patient)
@@ -137,7 +138,6 @@ cdef class QueueView:
     cdef uint64_t ours                  # the fork epoch in which owner and holder slot are ours
     cdef int64_t looked                 # when we looked for dead holders (kernel_clock_ns)
     cdef uint64_t shut                  # shutdowns that there had been when the handle was opened
-    cdef uint64_t missing               # the segment that was not there when we looked last
     cdef Py_ssize_t users               # threads that are in a transition without the GIL
     cdef bint power, writable
     cdef readonly str path

@@ -239,13 +239,8 @@ cdef class QueueView:
                 else:
                     mapping = self._make_segment(number, self.view.units)
             except FileNotFoundError:
-                if self.missing == number:
-                    self.missing = 0
-                    self._missing(number)
-                    return 0
-                self.missing = number       # it may have been finished meanwhile; then nobody asks for it again
+                self._missing(number)       # finished meanwhile, and then nobody asks for it again; or lost
                 return 0
-            self.missing = 0
             self.enter_segment(mapping, number)
         elif status == QUEUE_GROW:
             self._grow(self.view.capacity)
@@ -344,6 +339,17 @@ cdef class QueueView:
         self.opened()
         for segment in self.table.mappings:
             (<Mapping>segment).populate((<Mapping>segment).base, (<Mapping>segment).size, False)
+
+    def _drop_late(self, uint64_t start, uint64_t end):
+        """See queue_drop_late."""
+        cdef queue_view view = self.view
+        cdef Mapping mapping = self.mapping
+        cdef int status = QUEUE_BUSY
+        self.users += 1
+        with nogil:
+            status = queue_drop_late(&view, start, end, True)
+        self.users -= 1
+        PyErr_CheckSignals()            # BUSY, REMAP: it stays; `verify` tells, and the next recovery removes it
 
     def _entries(self):
         """How many entries the file has, and how many are mapped."""

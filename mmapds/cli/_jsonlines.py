@@ -1,9 +1,9 @@
 """Items of a queue as lines of JSON, there and back.
 
 What JSON has no form for is an object with one key: ``{"$bytes": "aGk="}`` (base64), ``{"$float": "nan"}``,
-``{"$map": [[key, value], ...]}`` for a dictionary whose keys are not all text, or that itself looks like one of these. So
-whatever a queue holds comes back as it was, but for tuples, which become lists, as in msgpack. What only Python knows (the
-objects of a pickle) is shown as ``{"$repr": "..."}``, which is refused when it is read.
+``{"$map": [[key, value], ...]}`` for a dictionary whose keys are not all text, or that itself looks like one of these.
+So whatever a queue holds comes back as it was, but for tuples, which become lists, as in msgpack. What only Python
+knows (the objects of a pickle) is shown as ``{"$repr": "..."}``, which is refused when it is read.
 """
 
 from __future__ import annotations
@@ -71,7 +71,11 @@ def _marked(mark: str, content: Any) -> Any:
             raise ValueError(f"no base64 behind $bytes: {error}") from None
     if mark == "$float" and isinstance(content, str) and content in _FLOATS:
         return _FLOATS[content]
-    if mark == "$map" and isinstance(content, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in content):
+    if (
+        mark == "$map"
+        and isinstance(content, list)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in content)
+    ):
         try:
             return {_key(key): value for key, value in content}
         except TypeError as error:

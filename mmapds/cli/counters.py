@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from mmapds.cli._actions import Refused, positive, redraws, seconds, ticks
 from mmapds.cli._prometheus import TYPES, Row, exposition, is_prefix
 from mmapds.cli.output import Output, Table, document, plain, printable
 
@@ -48,14 +49,6 @@ changed by this has the label name="its name", so that no two of them are one. A
 cell without a name is mmapds_counter{index="3"}. The type is "untyped", because
 a file does not say whether anybody sets or resets its counters.
 """
-
-
-class _Refused(Exception):  # noqa: N818 - never seen outside
-    """What cannot be done, in words, and the exit status that says so."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------
@@ -102,9 +95,9 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
     reset.add_argument("key", metavar="KEY")
     watch = action("watch", _watch, "print values and rates again and again", everything)
     watch.add_argument(
-        "--interval", type=_seconds, default=1.0, metavar="S", help="seconds between (default %(default)g)"
+        "--interval", type=seconds, default=1.0, metavar="S", help="seconds between (default %(default)g)"
     )
-    watch.add_argument("--count", type=_positive, metavar="N", help="end after so many times")
+    watch.add_argument("--count", type=positive, metavar="N", help="end after so many times")
     export = action(
         "export",
         _export,
@@ -124,24 +117,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Do one action; return 0, or another status if it was refused."""
     try:
         status: int = args.action(args, out)
-    except _Refused as refused:
+    except Refused as refused:
         out.progress(f"mmapds: {refused}")
         return refused.status
     return status
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0.001 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text}: must be from 0.001 to 1000000")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
 
 
 def _prefix(text: str) -> str:
@@ -215,7 +194,7 @@ def _key(c: Any, text: str, *, index: bool) -> str | int:
         return int(text)
     except ValueError:
         without = "" if index else ", and the files of emmap have no names"
-        raise _Refused(2, f"{text!r} is not an index{without}") from None
+        raise Refused(2, f"{text!r} is not an index{without}") from None
 
 
 @contextmanager
@@ -229,11 +208,11 @@ def _asked(c: Any, key: str | int) -> Iterator[None]:
         raise
     except KeyError:
         hint = f"; --index {key} is the one at that index" if str(key).isdecimal() else ""
-        raise _Refused(1, f"{c.path} has no counter named {key!r}{hint}") from None
+        raise Refused(1, f"{c.path} has no counter named {key!r}{hint}") from None
     except (IndexError, OverflowError) as error:
-        raise _Refused(1, str(error)) from None
+        raise Refused(1, str(error)) from None
     except ValueError as error:
-        raise _Refused(2, str(error)) from None
+        raise Refused(2, str(error)) from None
 
 
 # ---- actions -------------------------------------------------------------------------------------------------------
@@ -278,7 +257,7 @@ def _add(args: argparse.Namespace, out: Output) -> int:
         key = _key(c, args.key, index=args.index)
         n = _number(c, args.n)
         if isinstance(key, str) and key not in c and not args.create:
-            raise _Refused(1, f"{c.path} has no counter named {key!r}: --create makes it")
+            raise Refused(1, f"{c.path} has no counter named {key!r}: --create makes it")
         with _asked(c, key):
             value = c.add(key, n, checked=True)
     out.emit({"key": key, "value": value}, repr(value))
@@ -293,7 +272,7 @@ def _number(c: Any, text: str) -> float:
             return value
     except ValueError:
         pass
-    raise _Refused(2, f"{text!r} is not {expected}, which the counters of {c.path} need (dtype {c.dtype!r})")
+    raise Refused(2, f"{text!r} is not {expected}, which the counters of {c.path} need (dtype {c.dtype!r})")
 
 
 def _reset(args: argparse.Namespace, out: Output) -> int:
@@ -306,13 +285,10 @@ def _reset(args: argparse.Namespace, out: Output) -> int:
 
 
 def _watch(args: argparse.Namespace, out: Output) -> int:
-    redraw = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")
+    redraw = redraws()
     with _open(args.path, "readonly") as c:
         rows, since = _rows(c, everything=args.all), time.monotonic()
-        due, looks = since, 0
-        while args.count is None or looks < args.count:
-            due = max(due + args.interval, time.monotonic())
-            time.sleep(max(0.0, due - time.monotonic()))
+        for number in ticks(args.interval, args.count):
             before = {row.index: row for row in rows}
             rows, now = _rows(c, everything=args.all), time.monotonic()
             rates = {row.index: _rate(row, before.get(row.index), now - since) for row in rows}
@@ -321,12 +297,11 @@ def _watch(args: argparse.Namespace, out: Output) -> int:
                 line = {"time": time.time(), "seconds": now - since, "counters": counters}
                 sys.stdout.write(json.dumps(plain(line), allow_nan=False) + "\n")
             else:
-                sys.stdout.write("\x1b[H\x1b[J" if redraw else "\n" if looks else "")
+                sys.stdout.write("\x1b[H\x1b[J" if redraw else "\n" if number else "")
                 table = _table(rows, rates)
                 out.emit(None, Table(table.columns, table.rows, time.strftime("%H:%M:%S")))
             sys.stdout.flush()
             since = now
-            looks += 1
     return 0
 
 
@@ -345,7 +320,7 @@ def _rate(row: Row, before: Row | None, seconds: float) -> float | None:
 def _export(args: argparse.Namespace, out: Output) -> int:
     chosen = args.format or ("json" if out.json else "prometheus")
     if out.json and chosen != "json":
-        raise _Refused(2, f"--json and --format {chosen} contradict each other")
+        raise Refused(2, f"--json and --format {chosen} contradict each other")
     with _open(args.path, "readonly") as c:
         rows = _rows(c, everything=args.all)
         data = _document(c, rows)

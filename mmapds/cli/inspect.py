@@ -21,7 +21,9 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
         help="print what a file is and what its header says",
         description="Print what any file of mmapds is, its header and its stored options.",
     )
-    parser.add_argument("path", metavar="PATH", help="the file, or the prefix of a Synchronizer")
+    parser.add_argument(
+        "path", metavar="PATH", help="the file, the prefix of a Synchronizer, or the directory of a queue"
+    )
     parser.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""``mmapds verify PATH``: check every record, index entry and cursor of a structure, without mapping it.
+"""``mmapds verify PATH``: check every record, index entry and cursor of a structure, and change nothing.
 
 Exit status 0: sound.  1: corrupt, or not a file of mmapds at all (a ruined header looks the same).
 2: there is no such file, or it cannot be opened.  For scripts the status is the answer.
@@ -23,11 +23,11 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
         "verify",
         parents=[common],
         help="check every byte that can be checked",
-        description="Check every record, index entry and cursor of the structure that a file belongs to, without "
-        "mapping it.",
+        description="Check every record, index entry and cursor of the structure that a file belongs to, and change "
+        "nothing.",
         epilog="Exit status: 0 sound, 1 corrupt, 2 the path cannot be opened.",
     )
-    parser.add_argument("path", metavar="PATH", help="any file of the structure, or the prefix of a Synchronizer")
+    parser.add_argument("path", metavar="PATH", help="any file of the structure, a prefix, or a directory")
     parser.set_defaults(run=run)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from mmapds import _compression, files
 from mmapds._native import kernel
-from mmapds._queuefiles import DEAD, META, QUARANTINE, SEGMENT, segment_name
+from mmapds._native.queuescan import Record, boottime
+from mmapds._queuefiles import DEAD, META, QUARANTINE, SEGMENT, boot_offset, segment_name
+from mmapds._queuerecovery import Readers
 from mmapds.errors import CorruptionError, IncompatibleFormat
-from mmapds.inspection._base import described_header, first_page, opened
+from mmapds.inspection._base import described_header, first_page, opened, settled
 from mmapds.inspection._queue import (
     CLAIMED,
     DELAYED,
@@ -21,6 +23,7 @@ from mmapds.inspection._queue import (
     LEASED,
     READY,
     TALLIES,
+    Looking,
     Snapshot,
     look,
     mapped,
@@ -160,6 +163,53 @@ def _described_segment(fd: int, path: str, header: files.Header) -> dict[str, An
         "stop": reader.stop,
         "records": {"first": first, "last": last, "ended": ended, "read_up_to": at, **states},
     }
+
+
+def claims(path: str) -> list[dict[str, object]] | None:
+    """Who holds what in the queue of a directory, in the order of items; None if it is changed all the while. Nobody
+    holds anything of a queue of another boot, or of a copy."""
+    meta = os.path.join(path, META)
+    found: list[tuple[int, dict[str, object]]] = []
+    with opened(meta) as fd:
+        page = first_page(fd)
+        header = files.parse_header(page, meta, "queue")
+        words = read_words(fd)
+        if words is None or not sizes_fit(words, os.fstat(fd).st_size):
+            raise CorruptionError(f"{meta}: `mmapds verify` says what is wrong with it")
+        if not settled(fd, page):
+            return []
+        snapshot = look(fd)
+        if snapshot is None:
+            return None
+        now = boottime(boot_offset())
+        holders = {slot.number: slot for slot in snapshot.slots if slot.token}
+        for number in range(1, snapshot.used + 1):
+            kind = snapshot.kind(number)
+            if kind not in (CLAIMED, LEASED):
+                continue
+            position, sequence, size, due = snapshot.quads[12 * number - 12 : 12 * number - 8]
+            number_of_holder, attempts = snapshot.halves[24 * number - 6 : 24 * number - 4]
+            holder = holders.get(number_of_holder)
+            record = _record_at(path, header, position)
+            claim: dict[str, object] = {
+                "id": f"{record.epoch if record else '?'}-{sequence}",
+                "pid": holder.pid if holder else None,
+                "alive": holder.alive(fd) if holder else False,
+                "attempts": attempts,
+                "lease": max(0, due - now) / 1e9 if kind == LEASED else None,
+                "put_at": record.born / 1e9 if record else None,
+                "size": size,
+            }
+            found.append((sequence, claim))
+    return [claim for _sequence, claim in sorted(found, key=lambda item: item[0])]
+
+
+def _record_at(path: str, header: files.Header, position: int) -> Record | None:
+    try:
+        reader = Readers(Looking(path, header)).open(position // header.options[0])
+        return reader.at(position)
+    except (OSError, CorruptionError, IncompatibleFormat):
+        return None  # acknowledged meanwhile, or damaged
 
 
 def describe(path: str) -> dict[str, object]:

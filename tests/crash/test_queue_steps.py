@@ -60,11 +60,15 @@ def ends(code: str, item: bytes, prepare: str = "", setup: str = "", *, to_back:
 
 
 # What every queue begins with: some items that have been put as they are; the handle has been used.
-TEN = "for n in range(10): q.put(b'%d' % n)"
+TEN = "[q.put(b'%d' % n) for n in range(10)]"
 WARM = "q.put(b'warm'); q.get()"
 # Two full segments of items of 1000 bytes (3 in each), and one more.
-FULL = "for n in range(7): q.put(b'%d' % n + bytes(1000))"
+FULL = "[q.put(b'%d' % n + bytes(1000)) for n in range(7)]"
+THREE = "[q.put(b'%d' % n + bytes(1000)) for n in range(3)]"
 CLAIMS = TEN + "; claims = q.claim_many(5); "
+
+
+PURGED = [b"0", b"4", b"5", b"6", b"7", b"8", b"9", b"w", b"1"]  # in this order; 2 and 3 are claimed
 
 
 def big(n: int) -> bytes:
@@ -78,7 +82,7 @@ JOBS = {
     "put into an empty queue": adds("q.put(b'new')", b"new", prepare=WARM),
     "put of nothing": adds("q.put(b'')", b"", prepare=WARM, setup=TEN),
     "put_many": adds("q.put_many([b'new', b'newer', b'newest'])", b"new", b"newer", b"newest", prepare=WARM, setup=TEN),
-    "put what ends a segment": adds("q.put(big)", b"9" * 776, prepare=f"big = b'9' * 776; {WARM}; {FULL[:-7]})", setup=""),
+    "put what ends a segment": adds("q.put(big)", b"9" * 776, prepare=f"big = b'9' * 776; {THREE}"),
     # row 3, and what it rests on
     "get": takes("q.get()", prepare=WARM, setup=TEN),
     "get_many": takes("q.get_many(3)", 3, prepare=WARM, setup=TEN),
@@ -112,9 +116,8 @@ JOBS = {
     "task_done": takes("q.task_done()", 0, prepare=WARM + "; q.get()", setup=TEN),
     "purge": Job(
         TEN, "claims = q.claim_many(4); claims[0].nack(0); claims[1].nack(99); q.put(b'w', delay=99)", "q.purge()",
-        lambda items: [items[:4] + items[k:] for k in range(4, 12)]
-        + [items[2:4], items[1:4]],
-        lambda items: items[2:4],
+        lambda items: [[item for item in items if item not in PURGED[:n]] for n in range(len(PURGED) + 1)],
+        lambda items: [b"2", b"3"],
     ),
     "close with claims": same("q.close()", CLAIMS + "claims[1].touch(100); claims[4].nack(5)"),
     "shutdown": same("q.shutdown()", WARM, TEN),
@@ -125,13 +128,12 @@ COLD = {
     "the first put of a handle": adds("q.put(b'new')", b"new", setup=TEN),
     "the first get of a handle": takes("q.get()", setup=TEN),
     "the first claim of a handle": same("q.claim()", setup=TEN),
-    "put into the next segment": adds("q.put(big)", b"9" * 1000, prepare="big = b'9' * 1000; " + FULL[:-8].replace("7", "6")
-                                      + "; os.path.exists(q.path)"),
-    "put of more than a segment": adds("q.put(big)", b"9" * 20_000, prepare="big = b'9' * 20_000; " + WARM, setup=TEN),
-    "get of more than a segment": takes("q.get()", prepare=WARM + "; q.put(b'9' * 20_000)"),
-    "ack of more than a segment": ends("c.ack()", b"9" * 20_000, WARM + "; q.put(b'9' * 20_000); c = q.claim()"),
+    "put into the next segment": adds("q.put(big)", b"9" * 1000, prepare="big = b'9' * 1000; " + THREE),
+    "put of more than a segment": adds("q.put(big)", b"9" * 5000, prepare="big = b'9' * 5000; " + WARM, setup=TEN),
+    "get of more than a segment": takes("q.get()", prepare=WARM + "; q.put(b'9' * 5000)"),
+    "ack of more than a segment": ends("c.ack()", b"9" * 5000, WARM + "; q.put(b'9' * 5000); c = q.claim()"),
     "get in the next segment": takes("q.get()", setup=FULL + "; [q.get() for _ in range(3)]", prepare=""),
-    "a claim for which meta grows": same("q.claim()", "for n in range(90): q.put(b'%d' % n)\nclaims = q.claim_many(84)"),
+    "a claim for which meta grows": same("q.claim()", "[q.put(b'%d' % n) for n in range(90)]; claims = q.claim_many(84)"),
 }  # fmt: skip
 
 
@@ -201,6 +203,8 @@ def due(path: str) -> Items:
 
 def go_on(path: str, files: dict[str, bytes], allowed: list[Items], boot: bool, message: str) -> Items:
     """Somebody has died; what is there, if it is one of these. Everything goes on."""
+    if boot:
+        path += "-copy"
     queuefiles.restore(path, files, in_place=not boot)
     look(path)
     with Queue(path) as q:
@@ -244,10 +248,18 @@ def check_every_state(zygote: Peer, path: str, job: Job, durability: str = "proc
                 seen.append(items)
     changes = [n for n in range(1, len(seen)) if seen[n] != seen[n - 1]]
     order = [allowed.index(items) for items in seen]
-    assert order == sorted(order) or job.code == "q.purge()", f"it goes back and forth: {order}, at {changes}"
+    assert order == sorted(order), f"it goes back and forth: {order}, at {changes}"
 
 
-@pytest.mark.parametrize("what", JOBS)
+# Like others that are not.
+SLOW = {
+    "put of nothing", "get what is returned in the middle", "claim with a lease", "claim the last of a segment", "claim_many",
+    "ack of the first", "ack of the last", "nack to the back with a delay", "touch", "touch without an end", "shutdown",
+    "get that ends a block", "task_done", "put into an empty queue", "claim in the next segment", "an exception in a block",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [pytest.param(what, marks=[pytest.mark.slow] * (what in SLOW)) for what in JOBS])
 def test_r02_r03_killed_at_every_store(zygote: Peer, path: str, what: str) -> None:
     check_every_state(zygote, path, JOBS[what])
 

@@ -1,4 +1,4 @@
-"""The examples about regions and counters run by themselves, and leave nothing behind."""
+"""The examples about regions, counters and queues run by themselves, and leave nothing behind."""
 
 import os
 import re
@@ -83,13 +83,57 @@ WRONG = {
 
 @pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG)
 def test_request_counter_finds_a_server_that_counts_wrongly(tmp_path: Path, changes: dict[str, str]) -> None:
-    text = (EXAMPLES / "request_counter.py").read_text("utf-8")
-    for right, wrong in {**changes, "REQUESTS = 4, 2, 4000": "REQUESTS = 4, 2, 1000"}.items():
-        assert text.count(right) == 1
-        text = text.replace(right, wrong)
-    (tmp_path / "wrong.py").write_text(text, "utf-8")
-    done = subprocess.run(
-        [sys.executable, tmp_path / "wrong.py"], capture_output=True, text=True, check=False, timeout=120
-    )
+    done = run_changed("request_counter.py", {**changes, "REQUESTS = 4, 2, 4000": "REQUESTS = 4, 2, 1000"}, tmp_path)
     assert done.returncode == 1, done
     assert done.stdout.splitlines()[-1:] == ["THE COUNTERS ARE WRONG"], done
+
+
+def run_changed(name: str, changes: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    text = (EXAMPLES / name).read_text("utf-8")
+    for right, wrong in changes.items():
+        assert text.count(right) == 1, right
+        text = text.replace(right, wrong)
+    (folder / "wrong.py").write_text(text, "utf-8")
+    return subprocess.run(
+        [sys.executable, folder / "wrong.py"], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_job_queue(tmp_path: Path, attempt: int) -> None:
+    *lines, verdict = run("job_queue.py", tmp_path).splitlines()
+    (jobs, killed), (in_journal, twice, unexplained), (in_bank, wrong) = (
+        map(int, re.findall(r"\d+", s)) for s in lines
+    )
+    assert jobs == in_journal == in_bank == 6000
+    assert killed > 0
+    assert twice <= killed
+    assert unexplained == wrong == 0
+    assert verdict == "every job was done, and the money moved once"
+
+
+MOVE = "                move(bank, claim)\n"
+WRITE = "                journal.write("
+FEWER = {"JOBS, ACCOUNTS = 4, 6000, 20": "JOBS, ACCOUNTS = 4, 1500, 20", "PAUSE = 0.01 ": "PAUSE = 0.003 "}
+WRONG_JOBS = {
+    "acknowledged before the work": {WRITE: f"                claim.ack(); {SLOWLY}; journal.write("},
+    "moved again": {
+        '"INSERT INTO done': '"INSERT OR IGNORE INTO done',
+        MOVE: f"{MOVE}                {SLOWLY}\n",
+    },
+    "moved apart from the id": {
+        '    bank.execute("UPDATE accounts SET balance = balance - ?': f'    bank.execute("COMMIT"); {SLOWLY}\n'
+        '    bank.execute("UPDATE accounts SET balance = balance - ?',
+        '    bank.execute("COMMIT")\n\n': "\n",
+    },
+    "written again without a kill": {
+        MOVE: f"{MOVE}                journal.write(b'%d %s\\n' % (worker, claim.id.encode()))\n"
+    },
+}
+
+
+@pytest.mark.parametrize("changes", WRONG_JOBS.values(), ids=WRONG_JOBS)
+def test_job_queue_finds_workers_that_do_it_wrongly(tmp_path: Path, changes: dict[str, str]) -> None:
+    done = run_changed("job_queue.py", {**changes, **FEWER}, tmp_path)
+    assert done.returncode == 1, done
+    assert done.stdout.splitlines()[-1:] == ["THE BOOKS ARE WRONG"], done
