@@ -199,7 +199,7 @@ class QueueMaps(QueueCore):
         """Control and entries, of one moment."""
         for _ in range(20):
             there, mapped = self._entries()
-            if there > mapped and self.mode != "private":
+            if there > mapped:
                 self._remap()
                 continue
             found = copy_control(meta, mapped)

@@ -28,7 +28,8 @@ def check_options(
         raise ValueError(f"segment_size {size} is not a multiple of {kernel.PAGE} from {2 * kernel.PAGE} to {LARGEST}")
     if durability is not None and durability not in files.DURABILITIES:
         raise ValueError(f"durability {durability!r} is not 'process' or 'power'")
-    if not callable(retry_delay) and not retry_delay >= 0:
+    delay: object = retry_delay
+    if not callable(delay) and not (isinstance(delay, (int, float)) and delay >= 0):
         raise ValueError(f"retry_delay is seconds, 0 or more, or a function of attempts, not {retry_delay!r}")
     if lease is not None and not isinstance(lease, (int, float)):
         raise TypeError(f"lease is a number of seconds or None, not {type(lease).__name__} {lease!r}")

@@ -38,7 +38,7 @@ from mmapds._native.queuescan import (
 from mmapds._native.queueview import LAYOUT
 from mmapds._native.region import FLAGS as MAP
 from mmapds._native.region import Mapping
-from mmapds._queuefiles import QueueFiles
+from mmapds._queuefiles import FIRST_ENTRIES, QueueFiles
 from mmapds.errors import CorruptionError, IncompatibleFormat
 
 _EPOCHS = 1 << 24
@@ -114,6 +114,9 @@ def survey(readers: Readers, control: bytes) -> Plan:
     scan = _Scan(plan)
     end = 0
     for number in readers.queue.numbers():
+        if number >= (1 << 61) // size:
+            plan.broken.append(number)
+            continue
         try:
             reader = readers.open(number)
         except (IncompatibleFormat, CorruptionError):
@@ -125,6 +128,7 @@ def survey(readers: Readers, control: bytes) -> Plan:
             scan.tail = end + kernel.PAGE  # a large item is alone, even if what says so did not reach the disk
         plan.scanned += end - reader.start
     scan.finish()
+    plan.lost += len(plan.broken)  # one each, at least
     known = words["epoch"] if 0 < words["epoch"] < _EPOCHS else 0  # it may be older on the disk than the segments
     plan.epoch = max(known, scan.epoch) + 1
     if plan.epoch >= _EPOCHS:
@@ -162,7 +166,7 @@ class _Scan:
         follows, self.end = self.end == reader.start, reader.stop  # others between them may be finished, and gone
         while reader.stop - at >= LAYOUT["HEAD"]:
             if self.started:
-                stop, count = reader.run(at, self.sequence, self.epoch, _EPOCHS - 1)
+                stop, count, self.epoch = reader.run(at, self.sequence, self.epoch)
                 if count:
                     plan.items.append(Run(number, at, stop, self.sequence, count))
                     self.sequence += count
@@ -178,6 +182,7 @@ class _Scan:
                     return
                 self.gaps.append((number, at, record.position))
                 at = record.position
+                plan.plain = len(plan.items)
             if not self.started or record.sequence > self.sequence:  # what should be in between is lost
                 if self.started and (follows or at != reader.start + kernel.PAGE):
                     plan.lost += record.sequence - self.sequence
@@ -278,9 +283,9 @@ def carry_out(plan: Plan, readers: Readers, offset: int) -> None:
         )
     capacity = parse_control(os.pread(queue.meta.fd, LAYOUT["CONTROL"], 0))["capacity"]
     room = (os.fstat(queue.meta.fd).st_size - LAYOUT["CONTROL"]) // LAYOUT["ENTRY"]
-    capacity = capacity if 0 < capacity <= room else room
-    if plan.entries > capacity:
-        capacity = plan.entries + plan.entries // 4
+    capacity = capacity if 0 < capacity <= room else max(0, room)
+    if plan.entries > capacity or capacity < FIRST_ENTRIES:
+        capacity = max(FIRST_ENTRIES, plan.entries + plan.entries // 4)
         queue.grow(capacity, alone=True)
     with_room = Mapping(
         queue.meta.fd,

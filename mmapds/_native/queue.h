@@ -66,7 +66,9 @@ typedef struct {
     uint64_t position, sequence, size, hash, epoch, flags, born;
     uint64_t fence;
     uint32_t entry, attempts;
+    const queue_segment *segment; /* of the view that it was taken with */
     mmapds_record_item *record;
+    char *payload;
 } queue_item;
 
 /* ---- locks, time, segments ------------------------------------------------------------------------------------ */
@@ -116,11 +118,6 @@ static inline int queue_map(queue_view *view, uint64_t position)
 static inline uint64_t queue_record_bytes(uint64_t flags, uint64_t size)
 {
     return (flags & MMAPDS_DELAYED ? sizeof(mmapds_record_item) : MMAPDS_ITEM_HEAD) + ((size + 7) & ~7ULL);
-}
-
-static inline char *queue_payload(mmapds_record_item *record)
-{
-    return (char *)record + (record->order & MMAPDS_DELAYED ? sizeof(mmapds_record_item) : MMAPDS_ITEM_HEAD);
 }
 
 /* The record at a position of a segment, read once into `copy`: its length with the head, 0 if it is not what was written. */
@@ -432,6 +429,7 @@ static inline int queue_pick(queue_view *view, queue_item *item, mmapds_record_i
                 item->position = entry->position;
                 if (!(segment = queue_find(view, entry->position)))
                     return queue_map(view, entry->position);
+                item->segment = segment;
                 item->record = (mmapds_record_item *)(segment->base + (entry->position - segment->start));
                 bytes = queue_record(view, segment, entry->position, copy);
                 if (kernel_lost(segment->lost))
@@ -448,6 +446,7 @@ static inline int queue_pick(queue_view *view, queue_item *item, mmapds_record_i
         if (!(segment = queue_find(view, head)))
             return queue_map(view, head);
         item->position = head;
+        item->segment = segment;
         item->record = (mmapds_record_item *)(segment->base + (head - segment->start));
         bytes = queue_record(view, segment, head, copy);
         if (kernel_lost(segment->lost))
@@ -475,14 +474,12 @@ static inline int queue_pick(queue_view *view, queue_item *item, mmapds_record_i
     }
 }
 
-/* The head goes past a record that was put there. */
-static inline void queue_pass(queue_view *view, const mmapds_record_item *copy)
+/* The head goes past the item, which was put there. */
+static inline void queue_pass(queue_view *view, const queue_item *item)
 {
     mmapds_queue *control = view->control;
-    uint64_t head = control->head, bytes = queue_record_bytes(copy->order, copy->extent & ((1ULL << MMAPDS_ITEM_BITS) - 1));
-    const queue_segment *segment = queue_find(view, head);
     queue_set(view, &control->head_sequence, control->head_sequence + 1);
-    queue_move(view, segment, head + bytes);
+    queue_move(view, item->segment, item->position + queue_record_bytes(item->flags, item->size));
 }
 
 /* Takes the next item, with the lock. GET copies its payload, if it fits into `room`, and owes a task_done; CLAIM holds it,
@@ -504,6 +501,7 @@ static inline int queue_take_one(queue_view *view, int how, uint64_t lease, char
     item->epoch = copy.extent >> MMAPDS_ITEM_BITS;
     item->hash = copy.hash;
     item->born = copy.born;
+    item->payload = (char *)item->record + (copy.order & MMAPDS_DELAYED ? sizeof(copy) : MMAPDS_ITEM_HEAD);
     item->attempts = 0;
     if (item->entry) {
         entry = queue_entry(view, item->entry);
@@ -521,7 +519,7 @@ static inline int queue_take_one(queue_view *view, int how, uint64_t lease, char
             item->entry = queue_make(view, item->position, item->sequence, item->size, QUEUE_CLAIMED);
             if (!item->entry)
                 return QUEUE_GROW;
-            queue_pass(view, &copy);
+            queue_pass(view, item);
         }
         item->fence = queue_hold(view, item->entry, lease);
         if (status == QUEUE_TIRED)
@@ -532,9 +530,8 @@ static inline int queue_take_one(queue_view *view, int how, uint64_t lease, char
         if (how == QUEUE_GET) {
             if (item->size > room)
                 return QUEUE_LARGE;
-            memcpy(into, queue_payload(item->record), item->size);
-            const queue_segment *segment = queue_find(view, item->position);
-            if (kernel_lost(segment->lost))
+            memcpy(into, item->payload, item->size);
+            if (kernel_lost(item->segment->lost))
                 return QUEUE_LOST;
             queue_add(view, &queue_slot(view, view->holder)->owing, 1);
         }
@@ -542,7 +539,7 @@ static inline int queue_take_one(queue_view *view, int how, uint64_t lease, char
             queue_unawait(view, item->entry);
             queue_free(view, item->entry);
         } else {
-            queue_pass(view, &copy);
+            queue_pass(view, item);
         }
     }
     if (view->damaged)
@@ -789,7 +786,7 @@ static inline int queue_task_done(queue_view *view, uint64_t count, int patient)
     if (status)
         return status;
     mmapds_holder *slot = view->holder ? queue_slot(view, view->holder) : NULL;
-    if (slot && slot->owing >= count)
+    if (slot && slot->token == view->token && slot->owing >= count)
         queue_set(view, &slot->owing, slot->owing - count);
     else
         status = QUEUE_STALE;
@@ -829,7 +826,8 @@ static inline int queue_skip(queue_view *view, uint64_t head, uint64_t position,
             queue_leave(view, segment);
         else if (!segment && position / view->segment_size != head / view->segment_size)
             queue_set(view, &control->held, 0); /* its file is missing */
-        queue_set(view, &control->head, position);
+        if (position > control->head)
+            queue_set(view, &control->head, position);
     }
     return queue_take_unlock(view, status);
 }

@@ -10,7 +10,7 @@ Who waits spins for some microseconds first: between two busy processes the next
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
@@ -194,7 +194,7 @@ cdef class Claim:
     cdef bytes payload(self):
         cdef bytes data = PyBytes_FromStringAndSize(NULL, self.held.size)
         cdef char *to = PyBytes_AS_STRING(data)
-        cdef char *source = queue_payload(self.held.record)
+        cdef char *source = self.held.payload
         if <Py_ssize_t>self.held.size >= LARGE:
             with nogil:
                 memcpy(to, source, self.held.size)
@@ -692,7 +692,11 @@ cdef class QueueCore(QueueView):
                     if claim is None:       # another consumer was faster
                         continue
                     value = claim.item
-                    claim.done(True)
+                    try:
+                        claim.done(True)
+                    except DurabilityFailed as error:
+                        error.items = [value]
+                        raise
                     return value
             if <Py_ssize_t>item.size != len(data):
                 data = data[:item.size]
@@ -788,12 +792,13 @@ cdef class QueueCore(QueueView):
                 if not self.get_batch(values, min(n - len(values), BATCH)):
                     values.append(self.get_item(0))
         except DurabilityFailed as error:
-            error.items = values                # they are gone from the queue, perhaps not on the disk
+            error.items = values + getattr(error, "items", [])      # gone from the queue, perhaps not on the disk
             raise
         except Exception:
             pass                                # Empty; or what the next call will tell: these are taken
-        except KeyboardInterrupt:
-            PyErr_SetInterrupt()                # when the caller has them
+        except BaseException as error:          # KeyboardInterrupt, most likely
+            error.items = values
+            raise
         return values
 
     cdef bint get_batch(self, list values, Py_ssize_t n) except -1:
@@ -801,6 +806,7 @@ cdef class QueueCore(QueueView):
         cdef queue_item *items = <queue_item *>malloc(n * sizeof(queue_item))
         cdef list datas = [None] * n
         cdef bytes data = None
+        cdef object stopped = None
         cdef Py_ssize_t i = 0, j
         cdef int status
         if items is NULL:
@@ -822,9 +828,6 @@ cdef class QueueCore(QueueView):
                 queue_take_unlock(&self.view, status)
                 if self.view.maxsize or self.view.max_bytes:
                     queue_wake(&self.view, QUEUE_ROOM, 1)
-                if status == QUEUE_TIRED:
-                    self._tired(self.hold(&items[i]))
-                    status = QUEUE_DONE
             segments = {self.segment_at(items[j].position) for j in range(i)} if self.power else ()
             for j in range(i):
                 data = datas[j]
@@ -832,9 +835,17 @@ cdef class QueueCore(QueueView):
                     values.append(self.received(data if items[j].size == <size_t>len(data) else data[:items[j].size], &items[j]))
                 except Exception:
                     pass                        # damaged: set aside, and counted
+                except BaseException as error:
+                    stopped = error             # the others first
             for segment in segments:
                 if segment is not None:
                     self.durable(segment)
+            if stopped is not None:
+                raise stopped
+            if status == QUEUE_TIRED:
+                self._tired(self.hold(&items[i]))
+                status = QUEUE_DONE
+            self.opened()
             self.mapping.check()
             return status == QUEUE_DONE
         finally:

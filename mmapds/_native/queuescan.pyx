@@ -110,9 +110,9 @@ cdef class SegmentReader:
         self.mapping.check()
         return found
 
-    def run(self, uint64_t position, uint64_t sequence, uint64_t oldest, uint64_t newest):
-        """Passes records that are just what was put, one behind the other, from `sequence` on, in epochs from `oldest` to
-        `newest`: the position behind the last, and how many there are. Each is verified."""
+    def run(self, uint64_t position, uint64_t sequence, uint64_t oldest):
+        """Passes records that are just what was put, one behind the other, from `sequence` on, in epochs from `oldest` on:
+        the position behind the last, how many there are, and the epoch of the last. Each is verified."""
         cdef mmapds_record_item copy
         cdef uint64_t none[3]
         cdef uint64_t length, size, epoch
@@ -122,7 +122,7 @@ cdef class SegmentReader:
             length = queue_record(&self.view, &self.segment, position, &copy)
             epoch = copy.extent >> MMAPDS_ITEM_BITS
             if (length == 0 or copy.order >> 8 != sequence + count or copy.order & (MMAPDS_END | MMAPDS_DELAYED)
-                    or not oldest <= epoch <= newest or copy.wall | copy.wait | copy.place
+                    or epoch < oldest or copy.wall | copy.wait | copy.place
                     or copy.state != mmapds_item_state(MMAPDS_ITEM_NEW, 0, none, position, self.view.key)):
                 break
             size = copy.extent & SIZE
@@ -134,7 +134,7 @@ cdef class SegmentReader:
             count += 1
             position += length
         self.mapping.check()
-        return position, count
+        return position, count, oldest
 
     def find(self, uint64_t position, uint64_t least, uint64_t most):
         """The first record from `position` on with a sequence from `least` to `most`; None if there is none."""
@@ -244,7 +244,9 @@ def repaired_copy(Mapping mapping not None, uint64_t mapped):
     cdef Py_ssize_t start = <char *>&control.take_lock - <char *>control
     first = None
     for _ in range(100):
-        used = min(load_relaxed_u64(&control.used), mapped)
+        used = load_relaxed_u64(&control.used)
+        if used > mapped:
+            return None
         copy = bytearray((<char *>control)[:CONTROL + used * sizeof(mmapds_held)])
         memset(<char *>copy + EVENTS, 0, EVENTS_END - EVENTS)      # of those who put, too
         if first is not None and copy[start:] == first[start:]:
@@ -264,7 +266,9 @@ def repaired_copy(Mapping mapping not None, uint64_t mapped):
 
 
 def parse_control(bytes control not None):
-    """The words of a control copy."""
+    """The words of a control copy; zeros if it is cut."""
+    if len(control) < CONTROL:
+        control = control.ljust(CONTROL, b"\0")
     cdef const mmapds_queue *found = <const mmapds_queue *><char *>control
     cdef int i
     words = {

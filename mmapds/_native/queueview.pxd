@@ -71,14 +71,15 @@ cdef extern from "queue.h" nogil:
     ctypedef struct queue_item:
         uint64_t position, sequence, size, hash, epoch, flags, born, fence
         uint32_t entry, attempts
+        const queue_segment *segment
         mmapds_record_item *record
+        char *payload
 
     int64_t queue_now(const queue_view *view)
     uint64_t queue_wall(int clock)
     const queue_segment *queue_find(const queue_view *view, uint64_t position)
     uint64_t queue_record_bytes(uint64_t flags, uint64_t size)
     uint64_t queue_record(const queue_view *view, const queue_segment *segment, uint64_t position, mmapds_record_item *copy)
-    char *queue_payload(mmapds_record_item *record)
     void queue_store_state(const queue_view *view, mmapds_record_item *record, uint64_t position, unsigned int what,
                            uint32_t attempts, uint64_t wall, uint64_t wait, uint64_t place)
     void queue_wake(queue_view *view, int event, int count)

@@ -148,7 +148,9 @@ cdef class QueueView:
         if mapping is None:
             return
         if ours and self.owner is not None:
-            while self.view.holder:
+            for _ in range(20):             # a second, if somebody was stopped inside; our lock tells the others anyway
+                if not self.view.holder:
+                    break
                 view = self.view
                 with nogil:
                     status = queue_unregister(&view, True)
@@ -342,9 +344,12 @@ cdef class QueueView:
 
     def _drop_late(self, uint64_t start, uint64_t end):
         """See queue_drop_late."""
-        cdef queue_view view = self.view
-        cdef Mapping mapping = self.mapping
-        cdef int status = QUEUE_BUSY
+        cdef queue_view view
+        cdef Mapping mapping
+        cdef int status
+        ready(self)
+        view = self.view
+        mapping = self.mapping
         self.users += 1
         with nogil:
             status = queue_drop_late(&view, start, end, True)
@@ -368,9 +373,12 @@ cdef class QueueView:
 
     def _publish_entries(self, uint64_t capacity):
         """The file has been made longer: from here on it has so many entries. False if somebody was faster."""
-        cdef queue_view view = self.view
-        cdef Mapping mapping = self.mapping
+        cdef queue_view view
+        cdef Mapping mapping
         cdef int status
+        ready(self)
+        view = self.view
+        mapping = self.mapping
         with nogil:
             status = queue_take_lock(&view, True)
             if status == QUEUE_DONE:
@@ -382,12 +390,17 @@ cdef class QueueView:
 
     def _locked_copy(self):
         """Control and entries, copied under the lock for taking; None if its owner is stopped."""
-        cdef queue_view view = self.view
-        cdef Mapping mapping = self.mapping
-        cdef Py_ssize_t size = CONTROL + view.capacity * sizeof(mmapds_held)
-        cdef char *copy = <char *>malloc(size)
+        cdef queue_view view
+        cdef Mapping mapping
+        cdef Py_ssize_t size
+        cdef char *copy
         cdef int status
         cdef uint64_t used = 0, sequence = 0
+        ready(self)
+        view = self.view
+        mapping = self.mapping
+        size = CONTROL + view.capacity * sizeof(mmapds_held)
+        copy = <char *>malloc(size)
         if copy is NULL:
             raise MemoryError
         try:
@@ -475,32 +488,37 @@ cdef class QueueView:
         cdef uint64_t *failed = &self.view.control.header.failed
         cdef Mapping meta = self.mapping
         cdef int error = 0
+        cdef bint busy
         mine = fetch_add_seq_cst_u64(&words.dirtied, 1) + 1     # after our stores: who syncs reads it before he syncs
-        self.users += 1
-        with nogil:
-            while True:
+        while error == 0:
+            self.users += 1
+            with nogil:
                 done = load_seq_cst_u64(&words.synced)
-                if done >= mine or load_seq_cst_u64(failed):
-                    break
-                if (lockword_try(&words.lock, token, False) == LOCK_BUSY):
-                    kernel_futex_wait(<uint32_t *>&words.synced, <uint32_t>done, 50000000)
-                    if (load_seq_cst_u64(&words.synced) != done
-                            or lockword_press(&words.lock, token, locks, False) == LOCK_BUSY):
-                        continue
-                # Ours, perhaps by taking over from one who died: what he has not published nobody relies on.
-                upto = load_seq_cst_u64(&words.dirtied)
-                if load_seq_cst_u64(&words.synced) < mine:
-                    error = errno if msync(segment.base, segment.length, MS_SYNC) != 0 else 0
-                    if error:
-                        store_seq_cst_u64(failed, 1)
+                if done < mine and not load_seq_cst_u64(failed):
+                    if lockword_try(&words.lock, token, False) == LOCK_BUSY:
+                        kernel_futex_wait(<uint32_t *>&words.synced, <uint32_t>done, 50000000)
+                        busy = (load_seq_cst_u64(&words.synced) != done
+                                or lockword_press(&words.lock, token, locks, False) == LOCK_BUSY)
                     else:
-                        store_seq_cst_u64(&words.synced, upto)
-                lockword_release(&words.lock, False)
-                kernel_futex_wake(<uint32_t *>&words.synced, 0x7fffffff)
-        self.users -= 1
+                        busy = False
+                    if not busy:
+                        # Ours, perhaps by taking over from one who died: what he has not published nobody relies on.
+                        upto = load_seq_cst_u64(&words.dirtied)
+                        if load_seq_cst_u64(&words.synced) < mine:
+                            error = errno if msync(segment.base, segment.length, MS_SYNC) != 0 else 0
+                            if error:
+                                store_seq_cst_u64(failed, 1)
+                            else:
+                                store_seq_cst_u64(&words.synced, upto)
+                        lockword_release(&words.lock, False)
+                        kernel_futex_wake(<uint32_t *>&words.synced, 0x7fffffff)
+            self.users -= 1
+            if done >= mine or load_seq_cst_u64(failed):
+                break
+            PyErr_CheckSignals()
         segment.check()
         meta.check()
-        if load_seq_cst_u64(failed):
+        if error or load_seq_cst_u64(failed):
             raise DurabilityFailed(
                 f"{self.path}: the disk did not take what was written" + (f" (error {error})" if error else "") +
                 ". Others see it, and it may not survive power loss. Check the disk, then call flush().", path=self.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -26,10 +27,15 @@ def _measure(run: Run) -> None:
     with ExitStack() as stack:
         servers, absent = peers.found(stack, run.place, queue_peers.SERVERS)
         with run.pinned():
+            run.reasons |= absent
             run.progress("calls, and peers")
-            others, missing = peers.found(stack, run.place, queue_peers.PINNED)
-            run.reasons |= absent | missing
-            run.calls([*queue_cases.calls(stack, run.place), *others, *servers])
+            run.calls([*queue_cases.calls(stack, run.place), *servers])
+            run.progress("other queues in files")
+            directory = os.path.join(run.disk or run.place, "files")
+            os.mkdir(directory)
+            others, missing = peers.found(stack, directory, queue_peers.ON_DISK)
+            run.reasons |= missing
+            run.calls([*queue_cases.in_files(stack, directory), *others])
             run.progress("claims while others are not due")
             run.long_calls(queue_cases.claims(stack, run.place, queue_cases.DELAYED))
     run.progress("two processes")

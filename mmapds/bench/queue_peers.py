@@ -3,7 +3,7 @@
 They promise other things than a Queue does. A deque and the queues of the standard library belong to one process, and
 are lost with it; those of multiprocessing, and faster_fifo's, belong to a process and its children. persist-queue keeps
 pickles in files, for the threads of one process; litequeue and diskcache are tables of SQLite, shared by processes.
-Redis is a server that other machines reach. None of these syncs to the disk here, and neither does ours beside them.
+Redis is a server that other machines reach. None of these waits for the disk here, and neither does ours beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mmapds.bench.measure import Case, statement
 from mmapds.bench.queue_cases import ITEM
 from mmapds.bench.rows import Peer
 
-__all__ = ["PEERS", "PINNED", "SERVERS"]
+__all__ = ["ON_DISK", "PEERS", "SERVERS"]
 
 _PUT_GET = "q.put(100 B); q.get(), raw"
 
@@ -52,7 +52,8 @@ def _litequeue(stack: ExitStack, directory: str) -> list[Case] | str:
         return f"litequeue cannot be imported: {error}"
     q = litequeue.LiteQueue(f"{directory}/litequeue")
     stack.callback(q.conn.close)
-    return [statement("litequeue", "q.put(item)\nq.pop()", {"q": q, "item": ITEM}, repeat=1)]
+    # What was taken and is not done stays in the table, for somebody to retry.
+    return [statement("litequeue", "q.put(item)\nq.done(q.pop().message_id)", {"q": q, "item": ITEM}, repeat=1)]
 
 
 def _diskcache(stack: ExitStack, directory: str) -> list[Case] | str:
@@ -73,6 +74,7 @@ def _redis(stack: ExitStack, directory: str) -> list[Case] | str:
     return [statement("redis.list", "client.lpush(key, item)\nclient.rpop(key)", names, repeat=1)]
 
 
-PINNED = {"persist_queue": _persist_queue, "litequeue": _litequeue, "diskcache": _diskcache}
+ON_DISK = {"persist_queue": _persist_queue, "litequeue": _litequeue, "diskcache": _diskcache}
+"""Those that keep items in files for more than one process, or more than one life of a process."""
 SERVERS = {"redis": _redis}
 """Those that run where they like."""

@@ -33,7 +33,7 @@ Work: TypeAlias = tuple[Any, ...]
 _LEAD = 3_000_000  # ns between an order and its start: longer than a pipe takes
 _WATCHDOG = 120.0  # seconds for a round of a fraction of one
 _PRODUCERS = 8
-_PUTS = 20  # by each producer, in a round
+_PUTS = 50  # by each producer, in a round
 _BALLS = {"wake": 0, "sleep": 100_000}
 """Kinds of ping-pong, and nanoseconds for which the ball is kept: with a pause, the other is asleep when it comes."""
 _OTHERS = ("", "_pipe", "_futex")
@@ -208,6 +208,8 @@ def _serve(line: Connection, cpu: int | None, work: Mapping[str, Work]) -> None:
             while True:
                 kind, count, start = line.recv()
                 clock = cases[kind].clock
+                if cpu is None:  # there may be more of us than processors
+                    time.sleep(max(0, start - time.monotonic_ns()) / 1e9)
                 while time.monotonic_ns() < start:
                     pass
                 clock(count)

@@ -153,9 +153,9 @@ class Records:
                     )
                 self.sequence = self.head_sequence
             if self.sequence is not None and not self.letters:
-                stop, count = reader.run(at, self.sequence, self.epoch, self.epoch_now)
-                if count and stop <= limit and not (self.exact and at < self.head < stop):
-                    at, self.sequence = stop, self.sequence + count
+                stop, count, epoch = reader.run(at, self.sequence, self.epoch)
+                if count and stop <= limit and epoch <= self.epoch_now and not (self.exact and at < self.head < stop):
+                    at, self.sequence, self.epoch = stop, self.sequence + count, epoch
                     continue
             record = reader.at(at)
             if record is None:

@@ -48,7 +48,7 @@ OPTIONS: list[dict[str, Any]] = [{}, {"maxsize": 64}, {"max_bytes": 20_000}]
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_r02_r03_a_history_with_deaths(folder: str, options: dict[str, Any]) -> None:
     """About 100,000 operations in all."""
-    found = history(folder, 17_000, 0.05, **options)
+    found = history(folder, 35_000, 0.01, **options)
     assert found["acked"] > 500, found
     assert found["got"] > 500, found
     assert found["claimers"] > 3, found
@@ -57,5 +57,5 @@ def test_r02_r03_a_history_with_deaths(folder: str, options: dict[str, Any]) -> 
 @pytest.mark.stress
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_r02_r03_a_million_operations_with_deaths(folder: str, options: dict[str, Any]) -> None:
-    found = history(folder, 500_000, 0.1, **options)
+    found = history(folder, 500_000, 0.02, **options)
     assert found["got"] + found["acked"] > 450_000, found

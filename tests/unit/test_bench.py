@@ -201,7 +201,7 @@ def test_other_queues_that_are_not_installed_say_so(monkeypatch, tmp_path):
     for name in ("persistqueue", "litequeue", "diskcache", "faster_fifo"):
         monkeypatch.setitem(sys.modules, name, None)
     with sync_cases.ExitStack() as stack:
-        found, reasons = peers.found(stack, str(tmp_path), queue_peers.PINNED)
+        found, reasons = peers.found(stack, str(tmp_path), queue_peers.ON_DISK)
         assert found == []
         assert reasons.keys() == {"persist_queue", "litequeue", "diskcache"}
         assert all("cannot be imported" in reason for reason in reasons.values())
