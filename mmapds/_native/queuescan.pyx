@@ -371,7 +371,8 @@ cdef class Rebuild:
         entry.attempts = attempts
         if place:
             entry.place = place
-            entry.stamp = stamp
+            entry.stamp = stamp if stamp else self.view.control.stamps + 1      # the record does not tell: by position
+            stamp = entry.stamp
             self.view.control.stamps = max(self.view.control.stamps, stamp)
         queue_await(&self.view, number, due)
         queue_commit(&self.view)

@@ -16,8 +16,8 @@ def check_foreign(report: Report, path: str, before: str, where: str, header: fi
     """Does what recovery would do, up to the point where it would change something."""
     size = os.fstat(fd).st_size
     if size <= ENTRIES:
-        report.error(where, f"has {size} bytes, and its control pages end at {ENTRIES}: it was cut")
-        return
+        what = f"has {size} bytes, and its control pages end at {ENTRIES}: it was cut, and recovery makes them anew"
+        report.warning(where, what)
     control = os.pread(fd, ENTRIES, 0).ljust(ENTRIES, b"\0")
     try:
         plan = survey(Readers(Looking(path, header)), control)

@@ -1,0 +1,550 @@
+"""Queue against a plain list: whatever several handles, and processes that are killed, do in whatever order.
+
+An `Item` of the model knows its place (own places are numbers of puts; the back is behind all of them so far), who holds
+it, and between which two times its delay or lease ends: the clock goes on while a call runs, so of an item that comes due
+meanwhile either answer is right. Each take must return the first item that may be due, and leave none before it that is
+due for certain.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import queuefiles
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from peers import Peer
+
+from mmapds import Claim, Empty, Full, Queue, StaleClaim
+
+SEGMENT = 8192
+NEVER = 1e9  # seconds
+sizes = st.sampled_from([0, 1, 40, 300, 300, 1500, 5000, 20_000])
+delays = st.sampled_from([0, 0, 0, 0.0005, 0.003, 1000])
+which = st.integers(0, 7)
+
+LIFE = """
+def life(path, puts, gets, claims):
+    '''A process that opens the queue, works, and is killed: what it got, and what it held.'''
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        q = mmapds.Queue(path)
+        for item in puts:
+            q.put(item)
+        got = [q.get_nowait() for _ in range(min(gets, 1 if q.stats()['items'] > q.stats()['delayed'] else 0))]
+        held = []
+        for _ in range(claims):
+            try:
+                held.append(q.claim(timeout=0))
+            except mmapds.Empty:
+                break
+        os.write(write, repr(([item[0] for item in got], [(c.item[0], c.id, c.attempts) for c in held])).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    import ast
+    return ast.literal_eval(answer)
+"""
+
+
+def now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(eq=False)
+class Item:
+    value: int
+    size: int
+    place: tuple[int, int, int]  # puts before it; 0 at the back, 1 in its own place; which of those at the back
+    due: tuple[float, float] = (0, 0)
+    claim: Claim | None = None
+    holder: Handle | None = None
+    lease: tuple[float, float] = (NEVER * 2, NEVER * 2)
+    attempts: int = 0
+    id: str | None = None
+    lost: bool = False  # its holder was killed, and nobody has looked yet
+
+    @property
+    def held(self) -> bool:
+        return self.claim is not None
+
+    def free(self) -> None:
+        self.claim = self.holder = None
+        self.lease = (NEVER * 2, NEVER * 2)
+
+    def payload(self) -> list[Any]:
+        return [self.value, b"x" * self.size]
+
+
+@dataclass(eq=False)
+class Handle:
+    real: Queue
+    claims: list[tuple[Claim, Item]] = field(default_factory=list)  # also those that were lost
+
+
+class QueueModel(RuleBasedStateMachine):
+    peer: Peer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.mkdtemp(prefix="mmapds-")
+        self.path = os.path.join(self.folder, "queue")
+        self.handles: list[Handle] = []
+        self.items: list[Item] = []  # all that wait or are held
+        self.dead: list[Item] = []
+        self.ids: dict[str, int] = {}
+        self.puts = self.backs = self.gone = 0
+
+    def teardown(self) -> None:
+        try:
+            for handle in list(self.handles):
+                self.end(handle)
+            if os.path.exists(queuefiles.meta(self.path)):
+                queuefiles.check(self.path)
+        finally:
+            shutil.rmtree(self.folder)
+
+    @initialize(maxsize=st.sampled_from([0, 0, 0, 12]), attempts=st.sampled_from([0, 0, 1, 3]), packed=st.booleans())
+    def make(self, maxsize: int, attempts: int, packed: bool) -> None:
+        self.maxsize, self.attempts = maxsize, attempts
+        Queue(
+            self.path, maxsize, max_attempts=attempts, segment_size=SEGMENT, compress="zlib:1:1000" if packed else None
+        ).close()
+        self.open()
+        self.open()
+
+    # ---- the model --------------------------------------------------------------------------------------------------
+
+    def pick(self, which: int) -> Handle:
+        return self.handles[which % len(self.handles)]
+
+    def add(self, item: Item) -> Item:
+        self.items.append(item)
+        self.puts += 1
+        return item
+
+    def new(self, value: int, size: int) -> Item:
+        return Item(value, size, (self.puts, 1, 0))
+
+    def say(self, message: str) -> str:
+        """For messages."""
+        lines = [
+            f"{item.value} at {item.place} due {item.due} {'held' if item.held else ''} lease {item.lease} attempts "
+            f"{item.attempts} {'lost' if item.lost else ''}"
+            for item in sorted(self.items, key=lambda item: item.place)
+        ]
+        return "\n".join([message, *lines, queuefiles.state(self.path)])
+
+    def looked(self, before: float) -> None:
+        """Somebody has looked for what is due at some time after `before`."""
+        for item in self.items:
+            item.lost = False
+            if item.held and item.lease[1] <= before:
+                item.free()
+
+    def tired(self, item: Item) -> bool:
+        return bool(self.attempts) and item.attempts >= self.attempts
+
+    def bury(self, item: Item) -> None:
+        item.free()
+        self.items.remove(item)
+        self.dead.append(item)
+
+    def take(self, value: int | None, before: float, after: float, handle: Handle) -> Item | None:
+        """A take between these times has returned this value."""
+        self.looked(before)
+        buried: set[int] | None = None
+        for item in sorted(self.items, key=lambda item: item.place):
+            times = item.lease if item.held else item.due
+            maybe, surely = times[0] <= after, times[1] <= before
+            if item.value == value:
+                assert maybe, self.say(f"{value} was not due by {after}")
+                assert not self.tired(item), self.say(f"{value} was delivered {item.attempts} times before")
+                item.free()
+                item.due = (0, 0)
+                return item
+            same = value is not None and any(i.value == value and i.place == item.place for i in self.items)
+            if self.tired(item) and maybe:
+                if buried is None:
+                    buried = {letter.item[0] for letter in handle.real.dead}
+                if item.value in buried:
+                    self.bury(item)
+                    continue
+            assert not surely or same, self.say(f"got {value}, and {item.value} was due before it by {before}")
+        assert value is None, self.say(f"{value} should not be there")
+        return None
+
+    def hold(self, item: Item, claim: Claim, handle: Handle, lease: tuple[float, float]) -> None:
+        item.claim, item.holder, item.lease = claim, handle, lease
+        item.attempts += 1
+        assert claim.attempts == item.attempts, self.say(f"{item.value}: attempt {claim.attempts}")
+        self.known(item, claim.id)
+        handle.claims.append((claim, item))
+
+    def known(self, item: Item, id_: str) -> None:
+        item.id = item.id or id_
+        assert item.id == id_, self.say(f"{item.value} was {item.id} and is {id_}")
+        assert self.ids.setdefault(id_, item.value) == item.value, self.say(f"{id_} is two items")
+
+    def checked(self, payload: Any, item: Item | None) -> None:
+        assert item is None or payload == item.payload(), self.say(f"{item.value}: other bytes than were put")
+
+    def doubtful(self) -> list[Item]:
+        """What may be held or wait, for all we know."""
+        moment = now()
+        return [item for item in self.items if item.lost or (item.held and item.lease[0] <= moment)]
+
+    # ---- handles ----------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.handles) < 4)
+    @rule()
+    def open(self) -> None:
+        self.handles.append(Handle(Queue(self.path)))
+
+    def end(self, handle: Handle) -> None:
+        handle.real.close()
+        self.handles.remove(handle)
+        for item in self.items:
+            if item.holder is handle:
+                item.free()
+
+    @precondition(lambda self: len(self.handles) > 1)
+    @rule(which=which)
+    def close(self, which: int) -> None:
+        self.end(self.pick(which))
+
+    @rule()
+    def reopen(self) -> None:
+        for handle in list(self.handles):
+            self.end(handle)
+        self.open()
+
+    @rule()
+    def reboot(self) -> None:
+        for handle in list(self.handles):
+            self.end(handle)
+        queuefiles.check(self.path)
+        for folder in (self.path, os.path.join(self.path, "dead")):
+            if os.path.exists(folder):
+                queuefiles.other_boot(folder)
+        self.open()
+        for item in self.items:
+            item.lost = False
+            item.place = (*item.place[:2], 0)  # of those sent to one back, the order is not kept
+            if item.due[1]:
+                item.due = (item.due[0] - 0.01, item.due[1] + 0.01)  # kept by another clock
+
+    @rule(which=which, puts=st.lists(sizes, max_size=2), gets=st.integers(0, 1), claims=st.integers(0, 3))
+    def killed(self, which: int, puts: list[int], gets: int, claims: int) -> None:
+        """A process comes, works, and is killed."""
+        if self.maxsize:
+            puts = []
+        time.sleep(0.002)  # as seldom as handles look for the dead
+        mine = [self.new(self.puts + n, size) for n, size in enumerate(puts)]
+        for n, item in enumerate(mine):
+            item.place = (self.puts + n, 1, 0)
+        before = now()
+        got, held = type(self).peer(
+            "life(path, puts, gets, claims)", path=self.path, puts=[i.payload() for i in mine], gets=gets, claims=claims
+        )
+        after = now()
+        handle = self.pick(which)
+        for item in mine:
+            self.add(item)
+        for value in got:
+            item = self.take(value, before, after, handle)
+            assert item is not None
+            self.items.remove(item)
+        for value, id_, attempts in held:
+            item = self.take(value, before, after, handle)
+            assert item is not None
+            item.attempts += 1
+            assert attempts == item.attempts, self.say(f"{value}: attempt {attempts}")
+            self.known(item, id_)
+            item.place = item.place
+            item.due = (0, NEVER)  # nothing finds it before the next `looked`
+        for value, _, _ in held:
+            for item in self.items:
+                if item.value == value:
+                    item.lost, item.due = True, (0, 0)
+        if len(held) < claims:
+            self.take(None, before, after, handle) if not held else None
+        time.sleep(0.002)
+
+    # ---- putting ----------------------------------------------------------------------------------------------------
+
+    def room(self) -> tuple[int, int]:
+        """How many items may be put at least, and at most."""
+        if not self.maxsize:
+            return 1 << 30, 1 << 30
+        waiting = sum(not item.held and not item.lost for item in self.items)
+        doubtful = len(self.doubtful())
+        return max(0, self.maxsize - waiting - doubtful), max(0, self.maxsize - waiting)
+
+    @rule(which=which, size=sizes, delay=delays)
+    def put(self, which: int, size: int, delay: float) -> None:
+        item = self.new(self.puts, size)
+        least, most = self.room()
+        before = now()
+        try:
+            self.pick(which).real.put(item.payload(), block=False, delay=delay)
+        except Full:
+            assert least == 0, self.say("Full")
+            return
+        assert most > 0, self.say("not Full")
+        item.due = (before + delay, now() + delay) if delay else (0, 0)
+        self.add(item)
+
+    @rule(which=which, many=st.lists(sizes, min_size=1, max_size=12), delay=delays)
+    def put_many(self, which: int, many: list[int], delay: float) -> None:
+        items = [self.new(self.puts + n, size) for n, size in enumerate(many)]
+        least, most = self.room()
+        before = now()
+        done = len(items)
+        try:
+            self.pick(which).real.put_many([item.payload() for item in items], block=False, delay=delay)
+        except Full as error:
+            done = error.args[0]
+        after = now()
+        assert min(least, len(items)) <= done <= most, self.say(f"{done} of {len(items)} were put")
+        for item in items[:done]:
+            item.place = (self.puts, 1, 0)
+            item.due = (before + delay, after + delay) if delay else (0, 0)
+            self.add(item)
+
+    # ---- taking -----------------------------------------------------------------------------------------------------
+
+    @rule(which=which)
+    def get(self, which: int) -> None:
+        handle = self.pick(which)
+        before = now()
+        try:
+            payload = handle.real.get_nowait()
+        except Empty:
+            self.take(None, before, now(), handle)
+            return
+        item = self.take(payload[0], before, now(), handle)
+        assert item is not None
+        self.checked(payload, item)
+        self.items.remove(item)
+
+    @rule(which=which, n=st.integers(1, 20))
+    def get_many(self, which: int, n: int) -> None:
+        handle = self.pick(which)
+        before = now()
+        try:
+            payloads = handle.real.get_many(n, block=False)
+        except Empty:
+            payloads = []
+        after = now()
+        for payload in payloads:
+            item = self.take(payload[0], before, after, handle)
+            assert item is not None
+            self.checked(payload, item)
+            self.items.remove(item)
+        if len(payloads) < n:
+            self.take(None, before, after, handle)
+
+    @rule(which=which, n=st.integers(1, 4), lease=st.sampled_from([None, None, 0.001, 1000]))
+    def claim(self, which: int, n: int, lease: float | None) -> None:
+        handle = self.pick(which)
+        before = now()
+        try:
+            claims = handle.real.claim_many(n, timeout=0, lease=lease)
+        except Empty:
+            claims = []
+        after = now()
+        until = (NEVER * 2, NEVER * 2) if lease is None else (before + lease, after + lease)
+        taken: dict[int, Item] = {}
+        for claim in claims:
+            value = claim.item[0]
+            if value in taken:  # its lease was so short that it came again
+                assert lease == 0.001, self.say(f"{value} twice")
+                taken[value].lease = (before, before)
+            item = self.take(value, before if value not in taken else before, after, handle)
+            assert item is not None
+            self.checked(claim.item, item)
+            self.hold(item, claim, handle, until)
+            taken[value] = item
+        if len(claims) < n:
+            self.take(None, before, after, handle)
+
+    @precondition(lambda self: any(handle.claims for handle in self.handles))
+    @rule(
+        which=which,
+        end=st.sampled_from(["ack", "ack", "nack", "back", "bury", "touch", "short", "drop", "fail"]),
+        delay=delays,
+    )
+    def end_a_claim(self, which: int, end: str, delay: float) -> None:
+        every = [(handle, pair) for handle in self.handles for pair in handle.claims]
+        handle, (claim, item) = every[which % len(every)]
+        mine = item.claim is claim and item in self.items
+        before = now()
+        alive = claim.active
+        try:
+            if end == "ack":
+                claim.ack()
+            elif end == "nack":
+                claim.nack(delay, error="nacked")
+            elif end == "back":
+                claim.nack(delay, to_back=True)
+            elif end == "bury":
+                claim.bury("buried")
+            elif end == "touch":
+                claim.touch()
+            elif end == "short":
+                claim.touch(0.001)
+            elif end == "fail":
+                with pytest.raises(ZeroDivisionError), claim:
+                    raise ZeroDivisionError
+        except StaleClaim:
+            after = now()
+            if end not in ("touch", "short") or (claim, item) in handle.claims:
+                handle.claims.remove((claim, item))
+            if mine:
+                assert item.lease[0] <= after, self.say(f"the claim of {item.value} was lost")
+                item.free()
+            return
+        after = now()
+        if end in ("touch", "short"):
+            assert mine, self.say(f"the claim of {item.value} was not lost")
+            item.lease = (before + 0.001, after + 0.001) if end == "short" else (NEVER * 2, NEVER * 2)
+            return
+        handle.claims.remove((claim, item))
+        if end == "drop":
+            del claim, every
+            if mine:
+                item.free()
+            return
+        if end == "fail" and not mine:
+            return  # lost meanwhile; the block's own error counts
+        if end == "fail" and item.lease[0] <= after:
+            end, delay = "drop", 0  # it may have been lost, and comes back either way
+        assert mine and alive, self.say(f"the claim of {item.value} was not lost")
+        if end == "ack":
+            self.items.remove(item)
+        elif end == "bury" or (end in ("nack", "back", "fail") and self.tired(item)):
+            self.bury(item)
+        else:
+            item.free()
+            if end == "back":
+                self.backs += 1
+                item.place = (self.puts, 0, self.backs)
+            if end in ("nack", "back") and delay:
+                item.due = (before + delay, after + delay)
+
+    # ---- the rest ---------------------------------------------------------------------------------------------------
+
+    @rule(which=which)
+    def purge(self, which: int) -> None:
+        if self.doubtful():
+            return
+        waiting = [item for item in self.items if not item.held]
+        assert self.pick(which).real.purge() == len(waiting), self.say("purge")
+        for item in waiting:
+            self.items.remove(item)
+
+    @rule(which=which, number=st.integers(0, 9), every=st.booleans())
+    def requeue(self, which: int, number: int, every: bool) -> None:
+        if not self.dead or self.room()[0] < len(self.dead):
+            return
+        letters = list(self.dead) if every else [self.dead[number % len(self.dead)]]
+        name = None if every else letters[0].id
+        if name is None and not every:
+            return
+        assert self.pick(which).real.dead.requeue(name) == len(letters), self.say("requeue")
+        for letter in letters:
+            self.dead.remove(letter)
+            self.add(self.new(letter.value, letter.size))
+            del self.ids[str(letter.id)]
+
+    @rule(which=which)
+    def purge_the_dead(self, which: int) -> None:
+        assert self.pick(which).real.dead.purge() == len(self.dead)
+        self.dead.clear()
+
+    @rule(which=which, mode=st.sampled_from(["shared", "readonly", "private"]), backwards=st.booleans())
+    def look(self, which: int, mode: Any, backwards: bool) -> None:
+        doubtful = {item.value for item in self.doubtful()}
+        known = {item.value: item for item in self.items if not item.held and not item.lost}
+        with Queue(self.path, mode=mode) as q:
+            found = list(reversed(q))[::-1] if backwards else list(q)
+            if mode == "private" and not doubtful:
+                self.drain(q, [payload[0] for payload in found])
+        places = []
+        every = {item.value: item for item in self.items}
+        for payload in found:
+            assert payload[0] in known or payload[0] in doubtful, self.say(f"{payload[0]} is shown")
+            self.checked(payload, every[payload[0]])
+            places.append(every[payload[0]].place)
+        assert places == sorted(places), self.say(f"shown are {[payload[0] for payload in found]}")
+        assert set(known) - {payload[0] for payload in found} <= doubtful, self.say("some are not shown")
+
+    def drain(self, q: Queue, found: list[int]) -> None:
+        """What a private copy gives is what it shows, but for what is not due and what is given up."""
+        got = [payload[0] for payload in (q.get_many(len(found), block=False) if self.due() else [])]
+        places = {item.value: item.place for item in self.items}
+        assert [places[value] for value in got] == sorted(places[value] for value in got), self.say(f"drained: {got}")
+        moment = now()
+        surely = {i.value for i in self.items if not i.held and i.due[1] <= moment - 1 and not self.tired(i)}
+        assert surely <= set(got) <= set(found), self.say(f"drained: {got}")
+
+    def due(self) -> list[Item]:
+        return [item for item in self.items if not item.held and item.due[1] <= now() and not self.tired(item)]
+
+    @rule()
+    def pause(self) -> None:
+        time.sleep(0.004)
+
+    @rule()
+    def check_files(self) -> None:
+        queuefiles.check(self.path)
+
+    @invariant()
+    def counts(self) -> None:
+        if not self.handles:
+            return
+        doubtful = self.doubtful()
+        least = sum(not item.held and not item.lost for item in self.items)
+        for handle in self.handles:
+            assert least <= len(handle.real) <= least + len(doubtful), self.say(f"qsize {len(handle.real)}")
+
+    @invariant()
+    def letters(self) -> None:
+        if self.handles and (self.dead or self.gone % 8 == 0):
+            found = [(letter.item[0], letter.attempts) for letter in self.handles[-1].real.dead]
+            assert found == [(item.value, item.attempts) for item in self.dead], self.say(f"dead letters: {found}")
+            for letter in self.handles[-1].real.dead:
+                [item] = [item for item in self.dead if item.value == letter.item[0]]
+                self.known(item, letter.id)
+        self.gone += 1
+
+
+@pytest.fixture(autouse=True)
+def peer() -> Any:
+    with Peer(LIFE) as peer:
+        QueueModel.peer = peer
+        yield
+
+
+TestQueueModel = QueueModel.TestCase
+TestQueueModel.settings = settings(
+    max_examples=120, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@pytest.mark.slow
+class TestQueueModelLonger(QueueModel.TestCase):  # type: ignore[misc]
+    settings = settings(
+        max_examples=2000, stateful_step_count=120, deadline=None, suppress_health_check=list(HealthCheck)
+    )
