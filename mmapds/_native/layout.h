@@ -91,7 +91,7 @@
 
    SEGMENT (<path>/<number>.segment, 16 hexadecimal digits; kind "segment", parent: meta; options: 0 number, 1 units)
 
-           0  4096  header page; in it, from 2304 on: u64 dirtied, synced, lock word (see mmapds_segment_words)
+           0  4096  header page; in it, from 2304 on: u64 dirtied, synced, lock word, group (mmapds_segment_words)
         4096        records, one behind the other, at multiples of 8, to the end of the file
 
       A position is a count of bytes: unit k of the queue is the positions from k * segment size on, and segment number k of
@@ -403,9 +403,9 @@ _Static_assert(offsetof(mmapds_queue, sentinel) == 81912, "queue");
 _Static_assert(sizeof(mmapds_queue) == 81920, "queue");
 
 /* Words in a segment's header page, from 2304 on, for durability "power": changes made, changes known to be on the disk,
-   and the lock word of who is syncing. */
+   the lock word of who is syncing, and how many changes the last sync was for. */
 typedef struct {
-    uint64_t dirtied, synced, lock;
+    uint64_t dirtied, synced, lock, group;
 } mmapds_segment_words;
 
 static inline mmapds_segment_words *mmapds_words_of(char *segment) { return (mmapds_segment_words *)(segment + 2304); }

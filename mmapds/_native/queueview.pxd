@@ -49,7 +49,7 @@ cdef extern from "queue.h" nogil:
         uint64_t sentinel
         mmapds_held entries[0]
     ctypedef struct mmapds_segment_words:
-        uint64_t dirtied, synced, lock
+        uint64_t dirtied, synced, lock, group
     mmapds_segment_words *mmapds_words_of(char *segment)
     uint64_t mmapds_queue_key(const unsigned char *identity)
     uint64_t mmapds_item_state(unsigned int what, uint32_t attempts, const uint64_t *after, uint64_t position, uint64_t key)

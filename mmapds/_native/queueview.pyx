@@ -21,7 +21,7 @@ from posix.unistd cimport getpid
 
 from mmapds._native.atomics cimport (
     compare_exchange_seq_cst_u64, fetch_add_seq_cst_u64, load_acquire_u64, load_relaxed_u64, load_seq_cst_u64,
-    store_seq_cst_u64,
+    store_relaxed_u64, store_seq_cst_u64,
 )
 from mmapds._native.kernel cimport (
     LockFile, epoch_word, kernel_clock_ns, kernel_futex_wait, kernel_futex_wake, kernel_lost, kernel_sleep_ns, raise_errno,
@@ -30,6 +30,10 @@ from mmapds._native.lockword cimport Owner
 from mmapds._native.region cimport Mapping, redirty
 
 from mmapds.errors import Closed, CorruptionError, DurabilityFailed, MappingLost
+
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
 
 
 cdef extern from "kernel.h" nogil:
@@ -43,6 +47,7 @@ cdef Py_ssize_t CONTROL = sizeof(mmapds_queue)
 cdef Py_ssize_t RESERVE = 64 << 30      # addresses for entries
 cdef int KEPT = 6                       # segments that a handle keeps mapped
 cdef int64_t LOOK = 1000000             # ns between two looks for dead holders while there are items to take
+cdef int64_t GATHER = 60000             # ns that who syncs waits for others at most
 cdef int64_t SHARED_LOOK = 100000000    # ns between two looks of any of those who wait
 
 
@@ -483,6 +488,7 @@ cdef class QueueView:
         sleep until the count of what is on the disk has passed theirs."""
         cdef mmapds_segment_words *words = mmapds_words_of(segment.base)
         cdef uint64_t mine, upto, done
+        cdef int64_t until
         cdef uint64_t token = self.view.token
         cdef int locks = self.view.locks
         cdef uint64_t *failed = &self.view.control.header.failed
@@ -503,8 +509,17 @@ cdef class QueueView:
                         busy = False
                     if not busy:
                         # Ours, perhaps by taking over from one who died: what he has not published nobody relies on.
+                        # Not alone, he waits a moment for those whom the last sync has just woken: else two halves would
+                        # sync in turn, for ever.
+                        done = load_seq_cst_u64(&words.synced)
                         upto = load_seq_cst_u64(&words.dirtied)
-                        if load_seq_cst_u64(&words.synced) < mine:
+                        if upto - done > 1:
+                            until = kernel_clock_ns() + GATHER
+                            while upto - done < load_relaxed_u64(&words.group) and kernel_clock_ns() < until:
+                                sched_yield()
+                                upto = load_seq_cst_u64(&words.dirtied)
+                        if done < mine:
+                            store_relaxed_u64(&words.group, upto - done)
                             error = errno if msync(segment.base, segment.length, MS_SYNC) != 0 else 0
                             if error:
                                 store_seq_cst_u64(failed, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -19,33 +18,32 @@ _WAITING, _PASSING = 1_000_000, 10_000_000  # items
 
 
 def run(*, quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Measures everything."""
-    return perform("queue", _measure, rows.QUEUE, queue_peers.PEERS, _PACKAGES, quick=quick, progress=progress)
+    """Measures everything, in one place: where queues live, on a disk, if there is one."""
+    results = perform("queue", _measure, rows.QUEUE, queue_peers.PEERS, _PACKAGES, quick=quick, progress=progress)
+    systems = results["file_systems"]
+    used = "disk" if systems["disk"] else "memory"
+    return {**results, "file_systems": {used: systems[used]}}
 
 
 def _measure(run: Run) -> None:
+    place = run.disk or run.place
     with ExitStack() as stack:
-        servers, absent = peers.found(stack, run.place, queue_peers.SERVERS)
+        servers, absent = peers.found(stack, place, queue_peers.SERVERS)
         with run.pinned():
-            run.reasons |= absent
             run.progress("calls, and peers")
-            run.calls([*queue_cases.calls(stack, run.place), *servers])
-            run.progress("other queues in files")
-            directory = os.path.join(run.disk or run.place, "files")
-            os.mkdir(directory)
-            others, missing = peers.found(stack, directory, queue_peers.ON_DISK)
-            run.reasons |= missing
-            run.calls([*queue_cases.in_files(stack, directory), *others])
+            others, missing = peers.found(stack, place, queue_peers.PINNED)
+            run.reasons |= absent | missing
+            run.calls([*queue_cases.calls(stack, place), *others, *servers])
             run.progress("claims while others are not due")
-            run.long_calls(queue_cases.claims(stack, run.place, queue_cases.DELAYED))
+            run.long_calls(queue_cases.claims(stack, place, queue_cases.DELAYED))
     run.progress("two processes")
-    queue_teams.two(run)
+    queue_teams.two(run, place)
     _power(run)
     run.progress("opening after a crash, and after another boot")
-    queue_opens.opens(run, round(_WAITING * run.effort.amount))
+    queue_opens.opens(run, place, round(_WAITING * run.effort.amount))
     passing = round(_PASSING * run.effort.amount)
     run.progress(f"{passing:,} items pass through")
-    queue_teams.segments(run, passing)
+    queue_teams.segments(run, place, passing)
 
 
 def _power(run: Run) -> None:

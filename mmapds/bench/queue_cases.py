@@ -17,7 +17,7 @@ from mmapds import Queue
 from mmapds._native.unit import Unit
 from mmapds.bench.measure import Case, only, statement
 
-__all__ = ["DELAYED", "ITEM", "SIZE", "calls", "claims", "durable", "in_files"]
+__all__ = ["DELAYED", "ITEM", "SIZE", "calls", "claims", "durable"]
 
 SIZE = 100  # bytes
 ITEM = b"x" * SIZE
@@ -47,12 +47,6 @@ def calls(stack: ExitStack, directory: str) -> list[Case]:
         statement("msgpack", "q.put(order)\nq.get()", {"q": orders, "order": ORDER}),
         statement("pack_unpack", "unpack(pack(order))", codec),
     ]
-
-
-def in_files(stack: ExitStack, disk: str) -> list[Case]:
-    """What is compared with other queues that keep their items in files."""
-    q = stack.enter_context(Queue(f"{disk}/raw", codec="raw"))
-    return [statement("put_get_disk", "q.put(item)\nq.get()", {"q": q, "item": ITEM})]
 
 
 def claims(stack: ExitStack, directory: str, delayed: int) -> list[Case]:

@@ -16,7 +16,7 @@ from mmapds.bench.measure import Case, statement
 from mmapds.bench.queue_cases import ITEM
 from mmapds.bench.rows import Peer
 
-__all__ = ["ON_DISK", "PEERS", "SERVERS"]
+__all__ = ["PEERS", "PINNED", "SERVERS"]
 
 _PUT_GET = "q.put(100 B); q.get(), raw"
 
@@ -74,7 +74,6 @@ def _redis(stack: ExitStack, directory: str) -> list[Case] | str:
     return [statement("redis.list", "client.lpush(key, item)\nclient.rpop(key)", names, repeat=1)]
 
 
-ON_DISK = {"persist_queue": _persist_queue, "litequeue": _litequeue, "diskcache": _diskcache}
-"""Those that keep items in files for more than one process, or more than one life of a process."""
+PINNED = {"persist_queue": _persist_queue, "litequeue": _litequeue, "diskcache": _diskcache}
 SERVERS = {"redis": _redis}
 """Those that run where they like."""

@@ -219,7 +219,7 @@ def _serve(line: Connection, cpu: int | None, work: Mapping[str, Work]) -> None:
 # ---- what is timed -----------------------------------------------------------------------------------------------
 
 
-def two(run: Run) -> None:
+def two(run: Run, directory: str) -> None:
     """A producer and a consumer, and two processes that wake each other in turn; each with what it is compared with."""
     names = ("two", "two_simple", "two_fast", "two_pipe", *(f"{kind}{of}" for kind in _BALLS for of in _OTHERS))
     cpus = sorted(os.sched_getaffinity(0))[:2]
@@ -227,8 +227,8 @@ def two(run: Run) -> None:
         run.skip("needs two processors", *names)
         return
     with ExitStack() as stack:
-        first, second = _pairs(run, stack)
-        program = futexes.build(run.place)
+        first, second = _pairs(run, stack, directory)
+        program = futexes.build(directory)
         timers: dict[str, Callable[[int], float]] = {}
         team = stack.enter_context(Team((first, second), cpus))
         team.ready()
@@ -253,9 +253,9 @@ def _futexes(program: Path, cpus: tuple[int, int], pause: int) -> Callable[[int]
     return lambda count: max(1.0, futexes.play(program, cpus, count, pause) - 2 * pause)
 
 
-def _pairs(run: Run, stack: ExitStack) -> tuple[dict[str, Work], dict[str, Work]]:
+def _pairs(run: Run, stack: ExitStack, directory: str) -> tuple[dict[str, Work], dict[str, Work]]:
     """By kind, what the one does and what the other does."""
-    paths = [f"{run.place}/{name}" for name in ("two", "there", "back")]
+    paths = [f"{directory}/{name}" for name in ("two", "there", "back")]
     for path in paths:
         Queue(path, codec="raw").close()
     simple = spawn.SimpleQueue()
@@ -323,9 +323,9 @@ def producers(run: Run, disk: str) -> None:
         run.figures |= {kind: _cost(times) for kind, times in found.items()}
 
 
-def segments(run: Run, count: int) -> None:
+def segments(run: Run, directory: str, count: int) -> None:
     """The greatest number of segments at one time, while items pass through a queue whose consumer keeps up."""
-    path = f"{run.place}/segments"
+    path = f"{directory}/segments"
     Queue(path, _FULL, codec="raw", segment_size=_SEGMENT).close()
     most = 0
     with Team([{"pass": ("put_many", path)}, {"pass": ("get_many", path)}]) as team:

@@ -153,7 +153,6 @@ COUNTERS: Sequence[Row] = (
 )
 
 _PUT_GET = "q.put(100 B); q.get(), raw"
-_ON_DISK = "the same, in files on a disk"
 _TWO = "one producer and one consumer process, an item"
 _WAKE = "ping-pong of two processes, there and back"
 _SLEEP = "the same, who waits is asleep"
@@ -165,9 +164,9 @@ QUEUE: Sequence[Row] = (
     Row("claim", "q.put(100 B); q.claim().ack()", "q.put(100 B); q.get()", "put_claim", "put_get", 1.8),
     Row("msgpack", 'the same of ("order", 12345, 100 B)', "packing, unpacking alone", "msgpack", "pack_unpack", 2),
     Row("many", "put_many, get_many of 100, an item", _PUT_GET, "many", "put_get", 2, True),
-    Row("persist_queue", _ON_DISK, "persist-queue: put, get", "put_get_disk", "persist_queue", 300, True),
-    Row("litequeue", _ON_DISK, "litequeue: put, pop, done", "put_get_disk", "litequeue", 300, True),
-    Row("diskcache", _ON_DISK, "diskcache.Deque: append, popleft", "put_get_disk", "diskcache", 300, True),
+    Row("persist_queue", _PUT_GET, "persist-queue: put, get", "put_get", "persist_queue", 300, True),
+    Row("litequeue", _PUT_GET, "litequeue: put, pop, done", "put_get", "litequeue", 300, True),
+    Row("diskcache", _PUT_GET, "diskcache.Deque: append, popleft", "put_get", "diskcache", 300, True),
     Row("delayed", "q.claim(), 100,000 delayed items wait", "with none", "claim_delayed", "claim_alone", 1.5),
     Row("two", _TWO, "multiprocessing.SimpleQueue", "two", "two_simple", 10, True, True),
     Row("two_fast", _TWO, "faster_fifo.Queue", "two", "two_fast", 8, True, True),

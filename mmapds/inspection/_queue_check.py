@@ -52,6 +52,7 @@ from mmapds.inspection._queue_index import Index
 from mmapds.inspection._queue_records import Records, Segment, Suspicion
 
 _ORIGIN = slice(2048, 2080)
+_HOLDER = ((2112, 2160),)  # nobody holds a queue as a whole
 _DEEPEST = 3
 _ASIDE = re.compile(r"[0-9a-f]{16}-([0-9a-f]+)(?:-[0-9a-f]+)?\.bytes")
 _NEVER = "the queue was recovered again and again while it was looked at"
@@ -132,6 +133,7 @@ class _Look:
     def check(self, page: bytes) -> None:
         report, where, header = self.report, self.where, self.header
         check_header(report, where, page, header)
+        check_zero(report, where, page, _HOLDER)
         if any(header.parent):
             report.error(where, "names a parent, and a queue has none")
         size, maxsize, _max_bytes, _max_attempts, level, _least = header.options[:6]
@@ -321,7 +323,7 @@ class _Look:
                     segment = self.check_segment(fd, path, where, number)
             except FileNotFoundError:
                 continue  # finished meanwhile
-            except (IncompatibleFormat, CorruptionError) as error:
+            except (IncompatibleFormat, CorruptionError, IsADirectoryError) as error:
                 self.report.error(where, without_path(error, path))
                 continue
             if segment is None:

@@ -24,7 +24,7 @@ def check_foreign(report: Report, path: str, before: str, where: str, header: fi
     except FileNotFoundError:
         report.doubt()  # somebody removes segments: recovered meanwhile
         return
-    except (CorruptionError, MappingLost, OverflowError, ValueError) as error:
+    except (CorruptionError, MappingLost, IsADirectoryError, OverflowError, ValueError) as error:
         report.error(where, f"cannot be recovered: {without_path(error, path)}")
         return
     waiting = sum(getattr(item, "count", 1) for item in plan.items)

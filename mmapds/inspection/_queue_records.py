@@ -274,5 +274,5 @@ class Records:
         """How many items there are, which the tail's sequence says."""
         if self.missed or self.suspicions or self.sequence is None:
             return
-        if not least - 1 <= self.sequence <= most and self.reached >= self.tail:
+        if not least <= self.sequence <= most and self.reached >= self.tail:
             self.report.error(where, f"says {most} items were put, and its records end with item {self.sequence - 1}")

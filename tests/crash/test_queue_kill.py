@@ -61,32 +61,32 @@ def kill(path, count, prepare, job, kind="any"):
 
 # ---- at every store, with witnesses --------------------------------------------------------------------------------
 
-PUT = "os.getppid(); q.put(b'new')"
-TAKE = "q.put(b'warm'); q.get(); q.task_done()"
-# What the victim does, what it did before, and which of a, b, c (and new) may be there, in order.
+START = "q.put(b'w'); q.get(); q.task_done(); q.put_many([b'a', b'b', b'c'])"
+CLAIM = f"{START}; c = q.claim()"
+# What the victim does, what it did before, and which of a, b, c (and n, which is new) may be there, in order.
 KILLED = {
-    "put": (PUT, TAKE, ["abc", "abcn"]),
-    "get": ("os.getppid(); q.get()", TAKE, ["abc", "bc"]),
-    "claim": ("os.getppid(); claim = q.claim()", TAKE, ["abc"]),
-    "ack": ("os.getppid(); c.ack()", f"{TAKE}; c = q.claim()", ["abc", "bc"]),
-    "nack": ("os.getppid(); c.nack(0)", f"{TAKE}; c = q.claim()", ["abc"]),
-    "nack to the back": ("os.getppid(); c.nack(0, to_back=True)", f"{TAKE}; c = q.claim()", ["abc", "bca"]),
+    "put": ("q.put(b'n')", START, ["abc", "abcn"]),
+    "get": ("q.get()", START, ["abc", "bc"]),
+    "claim": ("c = q.claim()", START, ["abc"]),
+    "ack": ("c.ack()", CLAIM, ["abc", "bc"]),
+    "nack": ("c.nack(0)", CLAIM, ["abc"]),
+    "nack to the back": ("c.nack(0, to_back=True)", CLAIM, ["abc", "bca"]),
 }
+SLOW = {"claim", "nack", "nack to the back"}
 
 
-@pytest.mark.parametrize("what", KILLED)
+@pytest.mark.parametrize("what", [pytest.param(what, marks=[pytest.mark.slow] * (what in SLOW)) for what in KILLED])
 def test_r02_r03_sigkill_at_every_store_with_a_witness(zygote: Peer, path: str, what: str) -> None:
     """The witness has put and taken before, and goes on at once."""
     job, prepare, outcomes = KILLED[what]
-    allowed = [[{b"n": b"new"}.get(bytes([c]), bytes([c])) for c in text.encode()] for text in outcomes]
+    allowed = [[bytes([c]) for c in text.encode()] for text in outcomes]
     killed, seen = 0, []
     with make(path) as witness:
         for count in range(200):
-            witness.put_many([b"x", b"a", b"b", b"c"])
-            assert witness.get() == b"x"
             status, points = zygote(
-                "kill(path, count, prepare, job, 'store')", path=path, count=count, prepare=TAKE_PUT(prepare), job=job
-            )
+                "kill(path, count, prepare, job, 'store')",
+                path=path, count=count, prepare=prepare, job="os.getppid(); " + job,
+            )  # fmt: skip
             message = f"killed at point {count}, {points[-1:]}; {queuefiles.state(path)}"
             assert status in (0, -signal.SIGKILL), f"{message}\n{zygote.stderr()}"
             size = witness.qsize()
@@ -106,11 +106,6 @@ def test_r02_r03_sigkill_at_every_store_with_a_witness(zygote: Peer, path: str, 
                 break
         assert killed > 4, f"killed {killed} times"
         assert seen[-1] == allowed[-1], "it has returned"
-
-
-def TAKE_PUT(prepare: str) -> str:  # noqa: N802  beside TAKE
-    """The victim's own item comes last and is taken first by nobody: it is put and got before the others matter."""
-    return prepare.replace(TAKE, "q.qsize()")
 
 
 def test_r33_sigkill_at_every_call_of_making_a_segment(zygote: Peer, path: str) -> None:
@@ -141,10 +136,10 @@ WAIT = "q = mmapds.Queue(path)"
 
 def test_r03_a_claim_whose_holder_died_is_there_at_the_next_operation(path: str) -> None:
     with make(path) as q:
-        for n in range(20):
+        for n in range(6):
             q.put(b"1")
             with Peer(f"{WAIT}; c = q.claim()", path=path) as peer:
-                assert peer("c.attempts") == n + 1 if n == 0 else peer("c.attempts") == 1
+                assert peer("c.attempts") == 1
                 assert q.qsize() == 0
                 peer.kill()
             with q.claim(0) as claim:
@@ -152,10 +147,13 @@ def test_r03_a_claim_whose_holder_died_is_there_at_the_next_operation(path: str)
             assert q.stats()["deaths"] == n + 1
 
 
-@pytest.mark.parametrize("wait", ["q.get(timeout=100)", "q.claim(timeout=100).item"])
+CLAIM_IT = "c = q.claim(timeout=100); c.ack(); c.item"
+
+
+@pytest.mark.parametrize("wait", ["q.get(timeout=100)", CLAIM_IT])
 def test_r03_who_is_blocked_gets_what_a_dead_one_held(path: str, wait: str) -> None:
     with make(path) as q, Peer(WAIT, path=path) as waiter:
-        for n in range(5):
+        for n in range(3):
             q.put(b"%d" % n)
             with Peer(f"{WAIT}; c = q.claim()", path=path) as holder:
                 waiter.send(wait)
@@ -167,7 +165,7 @@ def test_r03_who_is_blocked_gets_what_a_dead_one_held(path: str, wait: str) -> N
 def test_r03_waiters_that_are_killed_just_after_they_were_woken(path: str) -> None:
     """Nobody sleeps on an item that is there."""
     with make(path) as q:
-        for n in range(25):
+        for n in range(5):
             with Peer("import victims; pids = []", path=path) as zygote:
                 zygote("for _ in range(6): pids.append(victims.spawn(lambda: mmapds.Queue(path).get(timeout=100)))")
                 with Peer(WAIT, path=path) as survivor:
@@ -175,14 +173,13 @@ def test_r03_waiters_that_are_killed_just_after_they_were_woken(path: str) -> No
                     time.sleep(0.02 + n % 5 / 100)
                     q.put(b"%d" % n)
                     zygote("for pid in pids: os.kill(pid, signal.SIGKILL)\nfor pid in pids: os.waitpid(pid, 0)")
-                    # A victim may have got it before it died; then nothing is there.
+                    # A victim may have got it before it died; then nothing is there, and nobody is to be woken.
                     time.sleep(0.01)
                     if q.qsize() == 0:
                         q.put(b"%d" % n)
                     assert survivor.receive() == b"%d" % n
-            assert q.qsize() == 0
-            if n >= 5 and n % 5 == 0:
-                queuefiles.check(path)
+            drain(q)
+        queuefiles.check(path)
 
 
 def test_r03_a_producer_killed_between_publishing_and_waking(zygote: Peer, path: str) -> None:
@@ -278,6 +275,7 @@ def test_r20_a_lock_is_never_taken_from_who_lives(path: str) -> None:
         queuefiles.check(path)
 
 
+@pytest.mark.slow
 def test_r20_more_holders_over_time_than_there_are_slots(path: str) -> None:
     """1,024 handles may take at once; those of the dead are used again."""
     with make(path) as q:
@@ -302,8 +300,6 @@ for n in range(1100):
 def test_r20_all_slots_taken(path: str) -> None:
     with make(path) as q, Peer("qs = []", path=path) as peer:
         q.put(b"1")
-        for n in range(1024):
-            queuefiles.poke_word(queuefiles.meta(path), queuefiles.SLOTS + 64 * n, 0)
         peer("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))")
         name, message = peer.fails(
             "while len(qs) < 1100:\n    qs.append(mmapds.Queue(path))\n    qs[-1].put(b'x')\n    qs[-1].get()"
@@ -315,7 +311,7 @@ def test_r20_all_slots_taken(path: str) -> None:
             q.get()
         q.put(b"2")  # no slot is needed
         peer("qs.pop(5).close()")
-        assert q.get() == b"1"
+        assert q.get() in (b"x", b"2")
         peer.kill()
         drain(q)
         queuefiles.check(path)

@@ -1,9 +1,9 @@
 """Queue against a plain list: whatever several handles, and processes that are killed, do in whatever order.
 
-An `Item` of the model knows its place (own places are numbers of puts; the back is behind all of them so far), who holds
-it, and between which two times its delay or lease ends: the clock goes on while a call runs, so of an item that comes due
-meanwhile either answer is right. Each take must return the first item that may be due, and leave none before it that is
-due for certain.
+An `Item` of the model knows its place (own places are numbers of puts; the back is behind all of them so far), who
+holds it, and between which two times its delay or lease ends: the clock goes on while a call runs, so of an item that
+comes due meanwhile either answer is right. Each take must return an item that may be due, and leave none before it that
+is due for certain.
 """
 
 from __future__ import annotations
@@ -31,28 +31,32 @@ delays = st.sampled_from([0, 0, 0, 0.0005, 0.003, 1000])
 which = st.integers(0, 7)
 
 LIFE = """
+import ast
+
 def life(path, puts, gets, claims):
-    '''A process that opens the queue, works, and is killed: what it got, and what it held.'''
+    # A process opens the queue, works, and is killed: what it got, and what it held.
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        q = mmapds.Queue(path)
-        for item in puts:
-            q.put(item)
-        got = [q.get_nowait() for _ in range(min(gets, 1 if q.stats()['items'] > q.stats()['delayed'] else 0))]
-        held = []
-        for _ in range(claims):
+        try:
+            q, got, held = mmapds.Queue(path), [], []
+            q.put_many(puts)
             try:
-                held.append(q.claim(timeout=0))
+                for _ in range(gets):
+                    got.append(q.get_nowait()[0])
+                for _ in range(claims):
+                    held.append(q.claim(timeout=0))
             except mmapds.Empty:
-                break
-        os.write(write, repr(([item[0] for item in got], [(c.item[0], c.id, c.attempts) for c in held])).encode())
+                held.append(None)
+            answer = repr((got, [claim and (claim.item[0], claim.id, claim.attempts) for claim in held]))
+        except BaseException as error:
+            answer = repr(repr(error))
+        os.write(write, answer.encode())
         os.kill(os.getpid(), signal.SIGKILL)
     os.close(write)
     with os.fdopen(read) as pipe:
         answer = pipe.read()
     os.waitpid(child, 0)
-    import ast
     return ast.literal_eval(answer)
 """
 
@@ -160,29 +164,37 @@ class QueueModel(RuleBasedStateMachine):
         self.items.remove(item)
         self.dead.append(item)
 
-    def take(self, value: int | None, before: float, after: float, handle: Handle) -> Item | None:
+    def take(self, value: int, before: float, after: float, handle: Handle) -> Item:
         """A take between these times has returned this value."""
         self.looked(before)
-        buried: set[int] | None = None
+        [item] = [item for item in self.items if item.value == value] or [None]
+        assert item is not None, self.say(f"{value} should not be there")
+        times = item.lease if item.held else item.due
+        assert times[0] <= after, self.say(f"{value} was not due by {after}")
+        assert not self.tired(item), self.say(f"{value} was delivered {item.attempts} times before")
+        self.passed(item.place, before, after, handle, f"got {value}")
+        item.free()
+        item.due = (0, 0)
+        return item
+
+    def none(self, before: float, after: float, handle: Handle) -> None:
+        """A take between these times has found nothing."""
+        self.looked(before)
+        self.passed((1 << 60, 0, 0), before, after, handle, "got nothing")
+
+    def passed(self, place: tuple[int, int, int], before: float, after: float, handle: Handle, what: str) -> None:
+        """Who took from this place has found nothing before it; what had failed too often went to the dead letters."""
+        dead: set[int] | None = None
         for item in sorted(self.items, key=lambda item: item.place):
             times = item.lease if item.held else item.due
-            maybe, surely = times[0] <= after, times[1] <= before
-            if item.value == value:
-                assert maybe, self.say(f"{value} was not due by {after}")
-                assert not self.tired(item), self.say(f"{value} was delivered {item.attempts} times before")
-                item.free()
-                item.due = (0, 0)
-                return item
-            same = value is not None and any(i.value == value and i.place == item.place for i in self.items)
-            if self.tired(item) and maybe:
-                if buried is None:
-                    buried = {letter.item[0] for letter in handle.real.dead}
-                if item.value in buried:
+            if item.place >= place or times[0] > after:
+                continue
+            if self.tired(item):
+                dead = {letter.item[0] for letter in handle.real.dead} if dead is None else dead
+                if item.value in dead:
                     self.bury(item)
                     continue
-            assert not surely or same, self.say(f"got {value}, and {item.value} was due before it by {before}")
-        assert value is None, self.say(f"{value} should not be there")
-        return None
+            assert times[1] > before, self.say(f"{what}, and {item.value} was due by {before}")
 
     def hold(self, item: Item, claim: Claim, handle: Handle, lease: tuple[float, float]) -> None:
         item.claim, item.holder, item.lease = claim, handle, lease
@@ -196,8 +208,8 @@ class QueueModel(RuleBasedStateMachine):
         assert item.id == id_, self.say(f"{item.value} was {item.id} and is {id_}")
         assert self.ids.setdefault(id_, item.value) == item.value, self.say(f"{id_} is two items")
 
-    def checked(self, payload: Any, item: Item | None) -> None:
-        assert item is None or payload == item.payload(), self.say(f"{item.value}: other bytes than were put")
+    def checked(self, payload: Any, item: Item) -> None:
+        assert payload == item.payload(), self.say(f"{item.value}: other bytes than were put")
 
     def doubtful(self) -> list[Item]:
         """What may be held or wait, for all we know."""
@@ -244,41 +256,32 @@ class QueueModel(RuleBasedStateMachine):
             if item.due[1]:
                 item.due = (item.due[0] - 0.01, item.due[1] + 0.01)  # kept by another clock
 
-    @rule(which=which, puts=st.lists(sizes, max_size=2), gets=st.integers(0, 1), claims=st.integers(0, 3))
+    @rule(which=which, puts=st.lists(sizes, max_size=2), gets=st.integers(0, 2), claims=st.integers(0, 3))
     def killed(self, which: int, puts: list[int], gets: int, claims: int) -> None:
         """A process comes, works, and is killed."""
-        if self.maxsize:
-            puts = []
-        time.sleep(0.002)  # as seldom as handles look for the dead
-        mine = [self.new(self.puts + n, size) for n, size in enumerate(puts)]
-        for n, item in enumerate(mine):
-            item.place = (self.puts + n, 1, 0)
+        mine = [] if self.maxsize else [self.add(self.new(self.puts, size)) for size in puts]
+        payloads = [item.payload() for item in mine]
+        time.sleep(0.002)  # handles look for the dead once in a millisecond
         before = now()
         got, held = type(self).peer(
-            "life(path, puts, gets, claims)", path=self.path, puts=[i.payload() for i in mine], gets=gets, claims=claims
+            "life(path, puts, gets, claims)", path=self.path, puts=payloads, gets=gets, claims=claims
         )
         after = now()
         handle = self.pick(which)
-        for item in mine:
-            self.add(item)
         for value in got:
+            self.items.remove(self.take(value, before, after, handle))
+        lost = []
+        for value, id_, attempts in filter(None, held):
             item = self.take(value, before, after, handle)
-            assert item is not None
-            self.items.remove(item)
-        for value, id_, attempts in held:
-            item = self.take(value, before, after, handle)
-            assert item is not None
             item.attempts += 1
+            item.due = (NEVER, NEVER)  # until all that it did is told
             assert attempts == item.attempts, self.say(f"{value}: attempt {attempts}")
             self.known(item, id_)
-            item.place = item.place
-            item.due = (0, NEVER)  # nothing finds it before the next `looked`
-        for value, _, _ in held:
-            for item in self.items:
-                if item.value == value:
-                    item.lost, item.due = True, (0, 0)
-        if len(held) < claims:
-            self.take(None, before, after, handle) if not held else None
+            lost.append(item)
+        if None in held:
+            self.none(before, after, handle)
+        for item in lost:
+            item.lost, item.due = True, (0, 0)
         time.sleep(0.002)
 
     # ---- putting ----------------------------------------------------------------------------------------------------
@@ -331,10 +334,9 @@ class QueueModel(RuleBasedStateMachine):
         try:
             payload = handle.real.get_nowait()
         except Empty:
-            self.take(None, before, now(), handle)
+            self.none(before, now(), handle)
             return
         item = self.take(payload[0], before, now(), handle)
-        assert item is not None
         self.checked(payload, item)
         self.items.remove(item)
 
@@ -349,11 +351,10 @@ class QueueModel(RuleBasedStateMachine):
         after = now()
         for payload in payloads:
             item = self.take(payload[0], before, after, handle)
-            assert item is not None
             self.checked(payload, item)
             self.items.remove(item)
         if len(payloads) < n:
-            self.take(None, before, after, handle)
+            self.none(before, after, handle)
 
     @rule(which=which, n=st.integers(1, 4), lease=st.sampled_from([None, None, 0.001, 1000]))
     def claim(self, which: int, n: int, lease: float | None) -> None:
@@ -371,13 +372,12 @@ class QueueModel(RuleBasedStateMachine):
             if value in taken:  # its lease was so short that it came again
                 assert lease == 0.001, self.say(f"{value} twice")
                 taken[value].lease = (before, before)
-            item = self.take(value, before if value not in taken else before, after, handle)
-            assert item is not None
+            item = self.take(value, before, after, handle)
             self.checked(claim.item, item)
             self.hold(item, claim, handle, until)
             taken[value] = item
         if len(claims) < n:
-            self.take(None, before, after, handle)
+            self.none(before, after, handle)
 
     @precondition(lambda self: any(handle.claims for handle in self.handles))
     @rule(
@@ -429,8 +429,12 @@ class QueueModel(RuleBasedStateMachine):
         if end == "fail" and not mine:
             return  # lost meanwhile; the block's own error counts
         if end == "fail" and item.lease[0] <= after:
-            end, delay = "drop", 0  # it may have been lost, and comes back either way
-        assert mine and alive, self.say(f"the claim of {item.value} was not lost")
+            item.free()  # it may have been lost, and comes back either way, or is dead
+            if any(letter.item[0] == item.value for letter in handle.real.dead):
+                self.bury(item)
+            return
+        assert mine, self.say(f"the claim of {item.value} was not lost")
+        assert alive, self.say(f"the claim of {item.value} was ended before")
         if end == "ack":
             self.items.remove(item)
         elif end == "bury" or (end in ("nack", "back", "fail") and self.tired(item)):
@@ -497,7 +501,8 @@ class QueueModel(RuleBasedStateMachine):
         assert [places[value] for value in got] == sorted(places[value] for value in got), self.say(f"drained: {got}")
         moment = now()
         surely = {i.value for i in self.items if not i.held and i.due[1] <= moment - 1 and not self.tired(i)}
-        assert surely <= set(got) <= set(found), self.say(f"drained: {got}")
+        assert surely <= set(got), self.say(f"drained: {got}")
+        assert set(got) <= set(found), self.say(f"drained: {got}")
 
     def due(self) -> list[Item]:
         return [item for item in self.items if not item.held and item.due[1] <= now() and not self.tired(item)]

@@ -188,8 +188,7 @@ def test_a_process_beside_us_that_dies_is_reported(monkeypatch, tmp_path):
 class Unmeasured:
     """As much of a run as is needed to say why something was not measured."""
 
-    def __init__(self, place):
-        self.memory = self.disk = self.place = place
+    def __init__(self):
         self.reasons = {}
         self.figures = {}
 
@@ -201,12 +200,12 @@ def test_other_queues_that_are_not_installed_say_so(monkeypatch, tmp_path):
     for name in ("persistqueue", "litequeue", "diskcache", "faster_fifo"):
         monkeypatch.setitem(sys.modules, name, None)
     with sync_cases.ExitStack() as stack:
-        found, reasons = peers.found(stack, str(tmp_path), queue_peers.ON_DISK)
+        found, reasons = peers.found(stack, str(tmp_path), queue_peers.PINNED)
         assert found == []
         assert reasons.keys() == {"persist_queue", "litequeue", "diskcache"}
         assert all("cannot be imported" in reason for reason in reasons.values())
-        run = Unmeasured(str(tmp_path))
-        first, second = queue_teams._pairs(run, stack)
+        run = Unmeasured()
+        first, second = queue_teams._pairs(run, stack, str(tmp_path))
         assert first.keys() == second.keys()
         assert "two_fast" not in first
         assert "faster_fifo cannot be imported" in run.reasons["two_fast"]
@@ -214,8 +213,8 @@ def test_other_queues_that_are_not_installed_say_so(monkeypatch, tmp_path):
 
 def test_a_producer_and_a_consumer_need_two_processors(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
-    run = Unmeasured(str(tmp_path))
-    queue_teams.two(run)
+    run = Unmeasured()
+    queue_teams.two(run, str(tmp_path))
     wanted = {name for row in rows.QUEUE for name in (row.measured, row.reference) if re.match("two|wake|sleep", name)}
     assert run.reasons.keys() == wanted | {"two_pipe"}
     assert set(run.reasons.values()) == {"needs two processors"}
@@ -238,8 +237,8 @@ def test_without_a_compiler_there_is_no_c_program(monkeypatch, tmp_path):
 
 
 def test_items_that_have_no_room_are_not_stored(tmp_path):
-    run = Unmeasured(str(tmp_path))
-    queue_opens.opens(run, 1 << 40)
+    run = Unmeasured()
+    queue_opens.opens(run, str(tmp_path), 1 << 40)
     assert run.figures == {}
     assert "no room" in run.reasons["open"] == run.reasons["scan"]
     assert os.listdir(tmp_path) == []
