@@ -1,11 +1,11 @@
 """The files of a queue: a directory with meta, segments, what recovery has set aside, and the dead letters.
 
 Promises
-    A file gets its name when it is complete. A segment belongs to one queue and one number for ever; none is used
-    again. Who creates one too late, when the queue has gone past it, takes it away again; a death in between leaves an
-    empty file that `verify` names and the next recovery removes.
+    A file gets its name when it is complete. A segment belongs to one queue and one number for ever; none is used again.
+    It gets its name under the lock for putting, and only if the tail has not come to it yet: one that came too late would
+    lie over what others use. A death before it is used leaves an empty file, which the next producer takes.
 
-How it goes past what it was given: recovery after another boot is in ``_queuerecovery.py``; transitions are native.
+Recovery after another boot is in ``_queuerecovery.py``; transitions are native.
 
 Rejected
     One file that grows: it gives space back only when it is empty (emmap_queue). Recycled segments: others may still
@@ -18,6 +18,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -147,21 +148,19 @@ class QueueFiles:
             os.close(fd)
             raise
 
-    def make_segment(self, number: int, units: int) -> tuple[int, int, bool]:
-        """The same of one that may not exist yet, and whether this call has made it; else its size is what it is."""
-        made = False
+    def make_segment(self, number: int, units: int, name: Callable[[int, str | None, str], None]) -> tuple[int, int]:
+        """The same of one that may not exist yet; if it does, its size is what it is. `name` gives it its name, while it is
+        still wanted, or raises FileNotFoundError."""
         while True:
-            try:
-                return *self.open_segment(number, writable=True), made
-            except FileNotFoundError:
-                pass
+            with suppress(FileNotFoundError):
+                return self.open_segment(number, writable=True)
             durability = self.meta.header.durability
             page = files.new_header(
                 "segment", durability=durability, options=(number, units), parent=self.meta.header.identity
             )
             with suppress(FileExistsError):
-                files.create(self.segment_path(number), page, units * self.segment_size, durability=durability)
-                made = True
+                size = units * self.segment_size
+                files.create(self.segment_path(number), page, size, durability=durability, name=name)
 
     def exists(self, number: int) -> bool:
         """Whether a segment has a file."""

@@ -72,15 +72,15 @@ class QueueMaps(QueueCore):
             if number not in self._apart:
                 self._apart[number] = self._segment_mapping(-1, units * size, True)
             return self._apart[number]
-        fd, length, made = self._backing.make_segment(number, units)
+
+        def name(fd: int, temporary: str | None, path: str) -> None:
+            self._name_segment(fd, temporary, path, number * size)
+
+        fd, length = self._backing.make_segment(number, units, name)
         try:
-            mapping = self._segment_mapping(fd, length)
+            return self._segment_mapping(fd, length)
         finally:
             os.close(fd)
-        end = number * size + length
-        if made and parse_control(bytes(memoryview(self._meta)[: LAYOUT["CONTROL"]]))["tail"] >= end:
-            self._drop_late(number * size, end)
-        return mapping
 
     def _recover(self) -> None:
         """Meta is another boot's, or a copy's: under the lock of who opens, with nobody alive."""

@@ -129,10 +129,13 @@ def sync(fd: int, path: str) -> None:
 
 
 @contextmanager
-def unnamed(path: str, permissions: int) -> Iterator[tuple[int, Callable[[], None]]]:
+def unnamed(
+    path: str, permissions: int, name: Callable[[int, str | None, str], None] | None = None
+) -> Iterator[tuple[int, Callable[[], None]]]:
     """A new file without a name, in the directory of `path`, and a call that gives it the name.
 
-    The call raises FileExistsError if there is one. Where the file system has no unnamed files, the file has a
+    The call raises FileExistsError if there is one. `name` does it in its own way, with the descriptor, the temporary
+    name or None, and the path. Where the file system has no unnamed files, the file has a
     temporary name until then, which a kill leaves behind (".NAME.XXXXXXXX.tmp").
     """
     temporary: str | None = None
@@ -143,13 +146,16 @@ def unnamed(path: str, permissions: int) -> Iterator[tuple[int, Callable[[], Non
             os.path.dirname(path) or "."
         ):
             raise
-        name = os.path.basename(path)[:40]  # 255 bytes is the limit
-        temporary = os.path.join(os.path.dirname(path), f".{name}.{os.urandom(4).hex()}.tmp")
+        base = os.path.basename(path)[:40]  # 255 bytes is the limit
+        temporary = os.path.join(os.path.dirname(path), f".{base}.{os.urandom(4).hex()}.tmp")
         fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def publish() -> None:
         nonlocal temporary
-        if temporary is None:
+        if name is not None:
+            name(fd, temporary, path)
+            temporary = None
+        elif temporary is None:
             kernel.link_fd(fd, path)
         else:
             try:
@@ -171,14 +177,21 @@ def unnamed(path: str, permissions: int) -> Iterator[tuple[int, Callable[[], Non
 
 
 def create(
-    path: str, page: bytearray, size: int, *, durability: str, permissions: int = 0o600, end: bytes = b""
+    path: str,
+    page: bytearray,
+    size: int,
+    *,
+    durability: str,
+    permissions: int = 0o600,
+    end: bytes = b"",
+    name: Callable[[int, str | None, str], None] | None = None,
 ) -> None:
     """Creates a file of `size` bytes that starts with the header page, is zero behind it, and ends with `end`.
 
     FileExistsError if somebody was first; OSError(ENOSPC) if there is no room. Whatever goes wrong, and whenever the
-    process dies, there is either no file or a complete one.
+    process dies, there is either no file or a complete one. `name`: see `unnamed`.
     """
-    with unnamed(path, permissions) as (fd, publish):
+    with unnamed(path, permissions, name) as (fd, publish):
         check_filesystem(fd, path, durability)
         try:
             kernel.allocate(fd, size)

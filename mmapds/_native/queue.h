@@ -310,26 +310,6 @@ static inline void queue_drop(queue_view *view)
     store_relaxed_u64(&control->finished, 0);
 }
 
-static inline int queue_take_lock(queue_view *view, int patient);
-static inline int queue_take_unlock(queue_view *view, int status);
-
-/* A segment that somebody has made too late, when the queue had gone past it and had removed it: its file goes. It may as
-   well have come in time, and be in use by now: then the head is not behind it, or an entry is in it. */
-static inline int queue_drop_late(queue_view *view, uint64_t start, uint64_t end, int patient)
-{
-    mmapds_queue *control = view->control;
-    int status = queue_take_lock(view, patient), used = 0;
-    if (status)
-        return status;
-    for (uint64_t i = 0; i < control->used && i < view->capacity; i++)
-        used |= control->entries[i].kind != QUEUE_FREE && control->entries[i].position - start < end - start;
-    if (control->head >= end && !used) {
-        control->finished = start / view->segment_size;
-        queue_drop(view);
-    }
-    return queue_take_unlock(view, QUEUE_DONE);
-}
-
 static inline int queue_take_lock(queue_view *view, int patient)
 {
     mmapds_queue *control = view->control;

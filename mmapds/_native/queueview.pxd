@@ -92,7 +92,6 @@ cdef extern from "queue.h" nogil:
     int queue_take_unlock(queue_view *view, int status)
     int queue_take_one(queue_view *view, int how, uint64_t lease, char *into, uint64_t room, queue_item *item)
     int queue_take(queue_view *view, int how, uint64_t lease, char *into, uint64_t room, queue_item *item, int patient)
-    int queue_drop_late(queue_view *view, uint64_t start, uint64_t end, int patient)
     uint64_t queue_guess(const queue_view *view, uint64_t limit)
     int queue_ack(queue_view *view, const queue_item *item, int owe, int patient)
     int queue_nack(queue_view *view, const queue_item *item, uint64_t delay, int to_back, int patient)

@@ -24,10 +24,13 @@ from mmapds._native.atomics cimport (
     store_relaxed_u64, store_seq_cst_u64,
 )
 from mmapds._native.kernel cimport (
-    LockFile, epoch_word, kernel_clock_ns, kernel_futex_wait, kernel_futex_wake, kernel_lost, kernel_sleep_ns, raise_errno,
+    LockFile, epoch_word, kernel_clock_ns, kernel_futex_wait, kernel_futex_wake, kernel_link_fd, kernel_lost,
+    kernel_rename_new, kernel_sleep_ns, raise_errno,
 )
 from mmapds._native.lockword cimport Owner
 from mmapds._native.region cimport Mapping, redirty
+
+import os
 
 from mmapds.errors import Closed, CorruptionError, DurabilityFailed, MappingLost
 
@@ -160,7 +163,10 @@ cdef class QueueView:
                 with nogil:
                     status = queue_unregister(&view, True)
                 if status == QUEUE_REMAP:
-                    self.settle(status)
+                    try:
+                        self.settle(status)
+                    except (CorruptionError, OSError):
+                        self.view.holder = 0
                 elif status != QUEUE_BUSY:
                     self.view.holder = 0    # if it is damaged, the kernel tells the others with our lock
         view = self.view
@@ -246,7 +252,8 @@ cdef class QueueView:
                 else:
                     mapping = self._make_segment(number, self.view.units)
             except FileNotFoundError:
-                self._missing(number)       # finished meanwhile, and then nobody asks for it again; or lost
+                if status == QUEUE_MAP:     # finished meanwhile, and then nobody asks for it again; or lost
+                    self._missing(number)
                 return 0
             self.enter_segment(mapping, number)
         elif status == QUEUE_GROW:
@@ -347,19 +354,34 @@ cdef class QueueView:
         for segment in self.table.mappings:
             (<Mapping>segment).populate((<Mapping>segment).base, (<Mapping>segment).size, False)
 
-    def _drop_late(self, uint64_t start, uint64_t end):
-        """See queue_drop_late."""
+    def _name_segment(self, int fd, temporary, path, uint64_t start):
+        """Gives a new segment its name; FileNotFoundError if the tail has come to it, or past it, without this one: a file
+        that came too late would lie over what others use, or would have used."""
         cdef queue_view view
         cdef Mapping mapping
-        cdef int status
-        ready(self)
-        view = self.view
-        mapping = self.mapping
-        self.users += 1
-        with nogil:
-            status = queue_drop_late(&view, start, end, True)
-        self.users -= 1
-        PyErr_CheckSignals()            # BUSY, REMAP: it stays; `verify` tells, and the next recovery removes it
+        cdef bytes target = os.fsencode(path)
+        cdef bytes source = os.fsencode(temporary or "")
+        cdef const char *to = target
+        cdef const char *named = source
+        cdef int status = QUEUE_BUSY, failed = 0
+        while status == QUEUE_BUSY:
+            ready(self)
+            view = self.view
+            mapping = self.mapping
+            self.users += 1
+            with nogil:
+                status = queue_put_lock(&view, True)
+                if status == QUEUE_DONE:
+                    # The tail is in the segment before, or at the start of this one, which nobody has made yet.
+                    if load_relaxed_u64(&view.control.tail) > start + MMAPDS_PAGE:
+                        failed = -ENOENT
+                    else:
+                        failed = kernel_rename_new(named, to) if named[0] else kernel_link_fd(fd, to)
+                    lockword_release(&view.control.put_lock, False)
+            self.users -= 1
+            PyErr_CheckSignals()
+        if failed:
+            raise_errno(-failed, path)
 
     def _entries(self):
         """How many entries the file has, and how many are mapped."""

@@ -26,7 +26,7 @@ _CHUNK = 1 << 20
 _ZERO = ((2080, 2112), (2160, 2176), (2184, 4096))  # between and behind the mutable words: see layout.h
 _ZERO_IN = {  # a data file has an origin, and no holder or failure of its own; a segment has words of its own
     "syncdata": ((2080, 4096),),
-    "segment": ((2080, 2304), (2328, 4096)),
+    "segment": ((2080, 2304), (2336, 4096)),
 }
 
 

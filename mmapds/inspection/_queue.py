@@ -119,8 +119,8 @@ def read_words(fd: int) -> dict[str, int] | None:
 
 
 def read_tail(fd: int) -> tuple[int, int, int]:
-    """Where the tail is, and the least and the most that its sequence is: a put changes the sequence before the tail, and
-    whoever is between the two, or died there, has saved the tail."""
+    """Where the tail is, and the least and the most that its sequence is: a put changes the sequence before the tail,
+    and whoever is between the two, or died there, has saved the tail."""
     least, tail, most, saved, again = (
         _WORD.unpack(os.pread(fd, 8, WORDS + at).ljust(8, b"\0"))[0] for at in (16, 8, 16, 24, 8)
     )

@@ -106,7 +106,10 @@ class _Look:
         try:
             fd = files.open_regular(path, writable=False)
         except FileNotFoundError:
-            report.error(self.where, "is missing: without it nobody can tell what the segments hold")
+            if self.folder().segments:
+                report.error(self.where, "is missing: without it nobody can tell what the segments hold")
+            else:
+                report.note(self.where, "is not there yet: somebody makes the queue this moment, or died when he did")
             return report, False
         try:
             self.fd = fd

@@ -240,15 +240,15 @@ class Snapshot:
         assert record.size == entry.size, (record, entry)
         return record
 
-    def check(self, message: str = "", *, spare: bool = True) -> None:
-        """Every invariant of a queue that nobody alive is changing, and that nobody died in. `spare`: there may be a
-        segment that nobody needs, whose maker died."""
+    def check(self, message: str = "", *, spare: int = 1) -> None:
+        """Every invariant of a queue that nobody alive is changing, and that nobody died in. `spare`: how many segments
+        there may be that nobody needs, as their makers died."""
         try:
             self._check(spare)
         except AssertionError as error:
             raise AssertionError(f"{error}; {message}; {self.describe()}") from None
 
-    def _check(self, spare: bool) -> None:
+    def _check(self, spare: int) -> None:
         words, entries = self.words, {entry.number: entry for entry in self.entries}
         live = self.live()
         assert words["logged"] == 0, "a transition is half done"
@@ -336,7 +336,7 @@ class Snapshot:
         return f"{words}; segments={[f'{n:x}' for n in self.files]} entries={held} holders={slots[:8]}"
 
 
-def check(path: str | Path, message: str = "", *, spare: bool = True) -> Snapshot:
+def check(path: str | Path, message: str = "", *, spare: int = 1) -> Snapshot:
     """The queue, whose invariants hold."""
     found = Snapshot(path)
     found.check(message, spare=spare)

@@ -237,7 +237,7 @@ def test_r15_sentinel_and_reserved_bytes(shared):
         found = found_with(shared, offset, b"\xaa")
         assert [(f.severity, f.where) for f in found if "it is reserved" in f.what] == [("warning", "meta")], offset
     segment = raw.segment(shared.path, raw.segments(shared.path)[0])
-    for offset in (2112, 2303, 2328, 4095):
+    for offset in (2112, 2303, 2336, 4095):
         found = found_with(shared, offset, b"\xaa", segment)
         assert [(f.severity, f.where) for f in found] == [("warning", os.path.basename(segment))], found
 
@@ -444,6 +444,9 @@ def test_r15_dead_letters(tmp_path):
     os.rename(os.path.join(path, "dead"), tmp_path / "dead")
     os.symlink(path, os.path.join(path, "dead"))
     only(path, "warning", "dead", "is a symbolic link")
+    os.unlink(os.path.join(path, "dead"))
+    os.mkdir(os.path.join(path, "dead"))  # its maker was killed
+    only(path, "note", "dead/meta", "is not there yet")
 
 
 # ---- harm ----------------------------------------------------------------------------------------------------------
