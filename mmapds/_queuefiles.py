@@ -131,6 +131,7 @@ class QueueFiles:
         try:
             fd = files.open_regular(path, writable=writable)
         except FileNotFoundError:
+            self.meta.descriptor()  # Closed, if another thread has closed the handle
             self.meta.check_path()
             raise
         try:

@@ -100,8 +100,10 @@ class QueueMaps(QueueCore):
         if not self._frozen:
             self._map(meta.fd, meta.size, False, options, -1, self._offset)
             return
-        while not self._copy(options, plan):
-            pass
+        for _ in range(100):
+            if self._copy(options, plan):
+                return
+        raise CorruptionError(f"{self.path}: segments are missing that items should be in: `mmapds verify` says more")
 
     def _copy(self, options: tuple[int, ...], plan: Plan | None) -> bool:
         """Makes a copy of the index, and maps what it needs; False if some of it went away meanwhile."""

@@ -14,7 +14,6 @@ cdef class Claim:
     cdef queue_item held
     cdef Mapping segment                # keeps the record mapped
     cdef uint64_t ours                  # the fork epoch in which it was claimed
-    cdef uint32_t holder
     cdef bint settled
     cdef readonly object item
     cdef int begin(self) except -1
@@ -23,6 +22,12 @@ cdef class Claim:
     cdef int done(self, bint owe) except -1
     cdef int back(self, uint64_t delay, bint to_back) except -1
     cdef bytes payload(self)
+
+
+cdef class Box:
+    """What a slow get or claim brings back."""
+    cdef bytes buffer
+    cdef Mapping segment                # the one that the item was taken from, not another of the same file
 
 
 cdef class QueueCore(QueueView):
@@ -37,12 +42,12 @@ cdef class QueueCore(QueueView):
     cdef int synced(self, uint64_t position) except -1
     cdef int allowed(self) except -1
     cdef int may_take(self) except -1
-    cdef Claim hold(self, queue_item *item)
+    cdef int tired(self, queue_item *item, Mapping segment) except -1
     cdef int check_size(self, Py_ssize_t size) except -1
     cdef int prepare(self, bytes data, uint64_t flags, object delay, mmapds_record_item *prepared) except -1
     cdef int wait(self, int event, uint32_t seen, int64_t limit) except -1
-    cdef int attempt(self, int how, uint64_t lease, char *into, Py_ssize_t room, queue_item *item) except -1
-    cdef int take(self, int how, object lease, list box, queue_item *item, int64_t limit) except -1
+    cdef int attempt(self, int how, uint64_t lease, char *into, Py_ssize_t room, queue_item *item, Box box) except -1
+    cdef int take(self, int how, object lease, Box box, queue_item *item, int64_t limit) except -1
     cdef object value_of(self, bytes data)
     cdef object received(self, bytes data, queue_item *item)
     cdef Claim claimed(self, object lease, int64_t limit)

@@ -66,12 +66,14 @@ cdef int64_t limit_of(object block, object timeout) except -1:
     return deadline(timeout)
 
 
-cdef Mapping mapping_in(Segments table, uint64_t position):
-    cdef uint32_t i
-    for i in range(table.count):
-        if position - table.entries[i].start < table.entries[i].length:
-            return table.mappings[i]
-    return None
+cdef inline Mapping taken_from(Segments table, const queue_item *item):
+    """The mapping that an item was taken from, with this table."""
+    return table.mappings[item.segment - &table.entries[0]]
+
+
+@cython.final
+cdef class Box:
+    pass
 
 
 @cython.final
@@ -356,6 +358,7 @@ cdef class QueueCore(QueueView):
         status = queue_put(&self.view, source, size, prepared, position, False)
         while status != QUEUE_DONE:
             if status == QUEUE_BUSY:
+                table = None
                 view = self.view
                 table = self.table
                 meta = self.mapping
@@ -526,18 +529,21 @@ cdef class QueueCore(QueueView):
             self._tend()
         return 0
 
-    cdef int attempt(self, int how, uint64_t lease, char *into, Py_ssize_t room, queue_item *item) except -1:
+    cdef int attempt(self, int how, uint64_t lease, char *into, Py_ssize_t room, queue_item *item, Box box) except -1:
         """One transition, whatever it needs: DONE, TIRED, EMPTY, LARGE, BAD."""
         cdef queue_view view
         cdef Mapping meta
-        cdef Segments table
+        cdef Segments table = self.table
         cdef Owner owner
         cdef int status = queue_take(&self.view, how, lease, into, room, item, False)
         while True:
-            if (status == QUEUE_DONE or status == QUEUE_EMPTY or status == QUEUE_LARGE or status == QUEUE_TIRED
-                    or status == QUEUE_BAD):
+            if status == QUEUE_DONE or status == QUEUE_TIRED:
+                box.segment = taken_from(table, item)
+                return status
+            if status == QUEUE_EMPTY or status == QUEUE_LARGE or status == QUEUE_BAD:
                 return status
             if status == QUEUE_BUSY:
+                table = None
                 view = self.view
                 table = self.table
                 meta = self.mapping
@@ -547,10 +553,7 @@ cdef class QueueCore(QueueView):
                     status = queue_take(&view, how, lease, into, room, item, True)
                 self.users -= 1
                 if status == QUEUE_DONE or status == QUEUE_TIRED:
-                    if self.segment_at(item.position) is None:      # another thread has changed the table
-                        self.enter_segment(mapping_in(table, item.position),
-                                           mapping_in_start(table, item.position) // self.view.segment_size)
-                    return status
+                    continue
                 self.view.wanted = view.wanted
                 self.view.units = view.units
                 PyErr_CheckSignals()
@@ -562,9 +565,11 @@ cdef class QueueCore(QueueView):
             ready(self)
             if not self.view.holder and how != QUEUE_DROP:
                 self.hold_slot()
+            table = None                    # a table's end unmaps, and that lets go of the GIL: before the next is looked at
+            table = self.table
             status = queue_take(&self.view, how, lease, into, room, item, False)
 
-    cdef int take(self, int how, object lease, list box, queue_item *item, int64_t limit) except -1:
+    cdef int take(self, int how, object lease, Box box, queue_item *item, int64_t limit) except -1:
         """DONE, TIRED, EMPTY or LARGE: waits until `limit`. For GET, the buffer in `box` is replaced as needed."""
         cdef uint32_t seen = 0
         cdef bint announced = False, swept = False
@@ -573,18 +578,16 @@ cdef class QueueCore(QueueView):
         cdef uint64_t due = 0
         cdef int64_t spun
         cdef int status
-        cdef bytes buffer
         cdef mmapds_queue *control
         while True:
             if load_relaxed_u64(&self.view.control.shutdowns) != self.shut:
                 self.shut_down(False)
             if how == QUEUE_GET:
-                buffer = box[0]
-                into = PyBytes_AS_STRING(buffer)
-                room = len(buffer)
+                into = PyBytes_AS_STRING(box.buffer)
+                room = len(box.buffer)
             elif lease is not None:
                 due = queue_now(&self.view) + max(1, nanoseconds(lease, "lease"))
-            status = self.attempt(how, due, into, room, item)
+            status = self.attempt(how, due, into, room, item, box)
             if status == QUEUE_DONE or status == QUEUE_TIRED:
                 if announced and queue_waiting(self.view.control) > 0:
                     queue_wake(&self.view, QUEUE_ITEMS, 1)          # see queue.h: one at a time
@@ -592,7 +595,7 @@ cdef class QueueCore(QueueView):
             if status == QUEUE_LARGE:
                 if <Py_ssize_t>item.size > LARGE:
                     return status
-                box[0] = PyBytes_FromStringAndSize(NULL, item.size)
+                box.buffer = PyBytes_FromStringAndSize(NULL, item.size)
                 continue
             if status == QUEUE_BAD:
                 if announced:
@@ -666,26 +669,35 @@ cdef class QueueCore(QueueView):
         cdef bytes data
         cdef Py_ssize_t size
         cdef int status
-        cdef Mapping segment
+        cdef Mapping segment = None
+        cdef Segments table
+        cdef Box box
         self.may_take()
         while True:
             size = queue_guess(&self.view, LARGE)
             data = PyBytes_FromStringAndSize(NULL, size)
+            table = None                    # see attempt()
+            table = self.table
             if load_relaxed_u64(&self.view.control.shutdowns) == self.shut:
                 status = queue_take(&self.view, QUEUE_GET, 0, PyBytes_AS_STRING(data), size, &item, False)
             else:
                 status = QUEUE_BUSY
-            if status != QUEUE_DONE:
-                if status == QUEUE_TIRED:
-                    self._tired(self.hold(&item))
-                    continue
-                box = [data]
+            if status == QUEUE_DONE:
+                if self.power:
+                    segment = taken_from(table, &item)
+            elif status == QUEUE_TIRED:
+                self.tired(&item, taken_from(table, &item))
+                continue
+            else:
+                box = Box.__new__(Box)
+                box.buffer = data
                 status = self.take(QUEUE_GET, None, box, &item, limit)
-                data = box[0]
+                data = box.buffer
+                segment = box.segment
                 if status == QUEUE_EMPTY:
                     raise Empty
                 if status == QUEUE_TIRED:
-                    self._tired(self.hold(&item))
+                    self.tired(&item, segment)
                     continue
                 if status == QUEUE_LARGE:
                     claim = self.claimed(None, 0)
@@ -700,9 +712,8 @@ cdef class QueueCore(QueueView):
                     return value
             if <Py_ssize_t>item.size != len(data):
                 data = data[:item.size]
-            segment = self.segment_at(item.position) if self.power else None
             value = self.received(data, &item)
-            if segment is not None:
+            if self.power:
                 try:
                     self.durable(segment)
                 except DurabilityFailed as error:
@@ -710,15 +721,15 @@ cdef class QueueCore(QueueView):
                     raise
             return value
 
-    cdef Claim hold(self, queue_item *item):
-        """The object for a claim that has been made."""
+    cdef int tired(self, queue_item *item, Mapping segment) except -1:
+        """An item that was tried too often, and is claimed, goes to the dead letters."""
         cdef Claim claim = Claim.__new__(Claim)
         claim.queue = self
         claim.held = item[0]
-        claim.segment = self.segment_at(item.position)
+        claim.segment = segment
         claim.ours = self.epoch[0]
-        claim.holder = self.view.holder
-        return claim
+        self._tired(claim)
+        return 0
 
     cdef Claim claimed(self, object lease, int64_t limit):
         """None if nothing came."""
@@ -727,6 +738,8 @@ cdef class QueueCore(QueueView):
         cdef bytes data
         cdef int status
         cdef uint64_t due = 0
+        cdef Segments table
+        cdef Box box
         self.may_take()
         if lease is None and self.lease:
             lease = self.lease / 1e9
@@ -734,19 +747,23 @@ cdef class QueueCore(QueueView):
             claim = Claim.__new__(Claim)    # before the claim: afterwards there must be somebody to end it
             if lease is not None:
                 due = queue_now(&self.view) + max(1, nanoseconds(lease, "lease"))
+            table = None                    # see attempt()
+            table = self.table
             if load_relaxed_u64(&self.view.control.shutdowns) == self.shut:
                 status = queue_take(&self.view, QUEUE_CLAIM, due, NULL, 0, &item, False)
             else:
                 status = QUEUE_BUSY
-            if status != QUEUE_DONE and status != QUEUE_TIRED:
-                status = self.take(QUEUE_CLAIM, lease, None, &item, limit)
+            if status == QUEUE_DONE or status == QUEUE_TIRED:
+                claim.segment = taken_from(table, &item)
+            else:
+                box = Box.__new__(Box)
+                status = self.take(QUEUE_CLAIM, lease, box, &item, limit)
                 if status == QUEUE_EMPTY:
                     return None
+                claim.segment = box.segment
             claim.queue = self
             claim.held = item
-            claim.segment = self.segment_at(item.position)
             claim.ours = self.epoch[0]
-            claim.holder = self.view.holder
             if status == QUEUE_TIRED:
                 self._tired(claim)
                 continue
@@ -807,6 +824,7 @@ cdef class QueueCore(QueueView):
         cdef list datas = [None] * n
         cdef bytes data = None
         cdef object stopped = None
+        cdef Segments table = self.table
         cdef Py_ssize_t i = 0, j
         cdef int status
         if items is NULL:
@@ -828,7 +846,7 @@ cdef class QueueCore(QueueView):
                 queue_take_unlock(&self.view, status)
                 if self.view.maxsize or self.view.max_bytes:
                     queue_wake(&self.view, QUEUE_ROOM, 1)
-            segments = {self.segment_at(items[j].position) for j in range(i)} if self.power else ()
+            segments = {taken_from(table, &items[j]) for j in range(i)} if self.power else ()
             for j in range(i):
                 data = datas[j]
                 try:
@@ -838,12 +856,11 @@ cdef class QueueCore(QueueView):
                 except BaseException as error:
                     stopped = error             # the others first
             for segment in segments:
-                if segment is not None:
-                    self.durable(segment)
+                self.durable(segment)
             if stopped is not None:
                 raise stopped
             if status == QUEUE_TIRED:
-                self._tired(self.hold(&items[i]))
+                self.tired(&items[i], taken_from(table, &items[i]))
                 status = QUEUE_DONE
             self.opened()
             self.mapping.check()
@@ -1051,7 +1068,7 @@ cdef class QueueCore(QueueView):
             self._refuse()
         until = load_seq_cst_u64(&self.view.control.tail)
         while load_relaxed_u64(&self.view.control.head) < until and status != QUEUE_EMPTY:
-            status = self.attempt(QUEUE_DROP, 0, NULL, 0, &item)
+            status = self.attempt(QUEUE_DROP, 0, NULL, 0, &item, Box.__new__(Box))
             if status == QUEUE_BAD:
                 try:
                     self._set_aside(item.position, item.entry)
@@ -1078,11 +1095,3 @@ cdef class QueueCore(QueueView):
         queue_wake(&self.view, QUEUE_ROOM, 0x7fffffff)
         queue_wake(&self.view, QUEUE_JOINED, 0x7fffffff)
         return count
-
-
-cdef uint64_t mapping_in_start(Segments table, uint64_t position):
-    cdef uint32_t i
-    for i in range(table.count):
-        if position - table.entries[i].start < table.entries[i].length:
-            return table.entries[i].start
-    return 0

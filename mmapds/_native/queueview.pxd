@@ -138,6 +138,7 @@ cdef class QueueView:
     cdef uint64_t ours                  # the fork epoch in which owner and holder slot are ours
     cdef int64_t looked                 # when we looked for dead holders (kernel_clock_ns)
     cdef uint64_t shut                  # shutdowns that there had been when the handle was opened
+    cdef int fruitless                  # how often in a row a segment was missing that nobody missed
     cdef Py_ssize_t users               # threads that are in a transition without the GIL
     cdef bint power, writable
     cdef readonly str path

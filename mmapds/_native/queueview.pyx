@@ -63,6 +63,8 @@ cdef class Segments:
 
 
 cdef Segments no_segments = Segments()
+cdef mmapds_queue nothing               # stands for meta where there is none: no items, no holders, no segments
+cdef uint32_t nothing_lost = 0
 
 
 @cython.no_gc_clear
@@ -71,6 +73,10 @@ cdef class QueueView:
     def __cinit__(self, *args, **kwargs):
         self.epoch = epoch_word()
         self.table = no_segments
+        self.view.segments = &no_segments.entries[0]
+        self.view.control = &nothing
+        self.view.lost = &nothing_lost
+        self.view.segment_size = MMAPDS_PAGE
         self.view.directory = -1
         self.view.locks = -1
 
@@ -140,8 +146,11 @@ cdef class QueueView:
         old = self.mapping, self.table      # unmapping lets go of the GIL: last
         self.mapping = None
         self.table = no_segments
-        self.view.segments = NULL
+        self.view.segments = &no_segments.entries[0]
         self.view.count = 0
+        self.view.control = &nothing        # a thread may be between two looks
+        self.view.lost = &nothing_lost
+        self.view.capacity = 0
         self.view.directory = -1
         self.writable = False
 
@@ -254,7 +263,14 @@ cdef class QueueView:
             except FileNotFoundError:
                 if status == QUEUE_MAP:     # finished meanwhile, and then nobody asks for it again; or lost
                     self._missing(number)
+                    self.fruitless += 1
+                    if self.fruitless > 1000:
+                        raise CorruptionError(
+                            f"{self.path}: meta refers to segment {number:016x}, which is missing, and to nothing in it: "
+                            "`mmapds verify` says more; restore a copy"
+                        )
                 return 0
+            self.fruitless = 0
             self.enter_segment(mapping, number)
         elif status == QUEUE_GROW:
             self._grow(self.view.capacity)

@@ -10,9 +10,8 @@ from typing import Any
 
 from mmapds import _compression, files
 from mmapds._native import kernel
-from mmapds._native.queuescan import Record, boottime
+from mmapds._native.queuescan import SegmentReader, boottime
 from mmapds._queuefiles import DEAD, META, QUARANTINE, SEGMENT, boot_offset, segment_name
-from mmapds._queuerecovery import Readers
 from mmapds.errors import CorruptionError, IncompatibleFormat
 from mmapds.inspection._base import described_header, first_page, opened, settled
 from mmapds.inspection._queue import (
@@ -169,7 +168,6 @@ def claims(path: str) -> list[dict[str, object]] | None:
     """Who holds what in the queue of a directory, in the order of items; None if it is changed all the while. Nobody
     holds anything of a queue of another boot, or of a copy."""
     meta = os.path.join(path, META)
-    found: list[tuple[int, dict[str, object]]] = []
     with opened(meta) as fd:
         page = first_page(fd)
         header = files.parse_header(page, meta, "queue")
@@ -181,35 +179,41 @@ def claims(path: str) -> list[dict[str, object]] | None:
         snapshot = look(fd)
         if snapshot is None:
             return None
-        now = boottime(boot_offset())
-        holders = {slot.number: slot for slot in snapshot.slots if slot.token}
-        for number in range(1, snapshot.used + 1):
-            kind = snapshot.kind(number)
-            if kind not in (CLAIMED, LEASED):
-                continue
-            position, sequence, size, due = snapshot.quads[12 * number - 12 : 12 * number - 8]
-            number_of_holder, attempts = snapshot.halves[24 * number - 6 : 24 * number - 4]
-            holder = holders.get(number_of_holder)
-            record = _record_at(path, header, position)
-            claim: dict[str, object] = {
+        holders = {slot.number: (slot.pid, slot.alive(fd)) for slot in snapshot.slots if slot.token}
+    now = boottime(boot_offset())
+    held = [number for number in range(1, snapshot.used + 1) if snapshot.kind(number) in (CLAIMED, LEASED)]
+    found: list[dict[str, object]] = []
+    queue, reader = Looking(path, header), None
+    for number in sorted(held, key=snapshot.position):
+        position, sequence, size, due = snapshot.quads[12 * number - 12 : 12 * number - 8]
+        holder, attempts = snapshot.halves[24 * number - 6 : 24 * number - 4]
+        if reader is None or not reader.start <= position < reader.stop:
+            reader = _reader(queue, position // queue.segment_size)
+        record = reader.at(position) if reader else None
+        pid, alive = holders.get(holder, (None, False))
+        found.append(
+            {
                 "id": f"{record.epoch if record else '?'}-{sequence}",
-                "pid": holder.pid if holder else None,
-                "alive": holder.alive(fd) if holder else False,
+                "pid": pid,
+                "alive": alive,
                 "attempts": attempts,
-                "lease": max(0, due - now) / 1e9 if kind == LEASED else None,
+                "lease": max(0, due - now) / 1e9 if snapshot.kind(number) == LEASED else None,
                 "put_at": record.born / 1e9 if record else None,
                 "size": size,
             }
-            found.append((sequence, claim))
-    return [claim for _sequence, claim in sorted(found, key=lambda item: item[0])]
+        )
+    return found
 
 
-def _record_at(path: str, header: files.Header, position: int) -> Record | None:
+def _reader(queue: Looking, number: int) -> SegmentReader | None:
     try:
-        reader = Readers(Looking(path, header)).open(position // header.options[0])
-        return reader.at(position)
+        fd, size = queue.open_segment(number, writable=False)
     except (OSError, CorruptionError, IncompatibleFormat):
-        return None  # acknowledged meanwhile, or damaged
+        return None  # finished meanwhile, or damaged
+    try:
+        return mapped(fd, size, number * queue.segment_size, queue.meta.header.identity, queue.segment_path(number))
+    finally:
+        os.close(fd)
 
 
 def describe(path: str) -> dict[str, object]:

@@ -115,7 +115,10 @@ def test_r33_sigkill_at_every_call_of_making_a_segment(zygote: Peer, path: str) 
             item = bytes([count % 256]) * 2000
             witness.put(item)
             status, points = zygote(
-                "kill(path, count, '', job, 'call')", path=path, count=count, job="q.put(bytes(3000)); q.put(bytes(3000))"
+                "kill(path, count, '', job, 'call')",
+                path=path,
+                count=count,
+                job="q.put(bytes(3000)); q.put(bytes(3000))",
             )
             message = f"killed at point {count}, {points[-1:]}; {queuefiles.state(path)}"
             assert status in (0, -signal.SIGKILL), f"{message}\n{zygote.stderr()}"
@@ -209,7 +212,9 @@ def test_r03_producers_that_wait_for_room_and_die(path: str) -> None:
     with make(path, maxsize=1) as q:
         q.put(b"0")
         with Peer("import victims; pids = []", path=path) as zygote, Peer(WAIT, path=path) as survivor:
-            zygote("for _ in range(5): pids.append(victims.spawn(lambda: mmapds.Queue(path).put(b'dead', timeout=100)))")
+            zygote(
+                "for _ in range(5): pids.append(victims.spawn(lambda: mmapds.Queue(path).put(b'dead', timeout=100)))"
+            )
             survivor.send("q.put(b'1', timeout=100)")
             time.sleep(0.1)
             q.get()  # wakes one of them

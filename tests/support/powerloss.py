@@ -90,7 +90,12 @@ class WatchedPeer(Peer):
                 low, high = (int(part, 16) for part in span.split("-"))
                 if low <= address < high:
                     start = address - low + int(offset, 16)
-                    return Call(name, path[0].strip(), int(inode), start, start + length, None)
+                    content = None
+                    if path[0].rstrip().endswith("(deleted)"):  # nothing but the process can show it
+                        with open(f"/proc/{self.pid}/mem", "rb") as memory:
+                            memory.seek(low - int(offset, 16))
+                            content = memory.read(high - low + int(offset, 16))
+                    return Call(name, path[0].strip(), int(inode), start, start + length, content)
             raise AssertionError(f"msync of an address that is not mapped: {line}")
         if name in ("fsync", "fdatasync"):
             link = f"/proc/{self.pid}/fd/{first}"

@@ -142,9 +142,7 @@ class Snapshot:
         self.identity = self.meta[IDENTITY : IDENTITY + 16]
         self.key = mix(0x7175657565, *struct.unpack("<2Q", self.identity))
         self.segment_size = struct.unpack_from("<Q", self.meta, OPTIONS)[0]
-        self.words: dict[str, int] = {
-            name: struct.unpack_from("<Q", self.meta, at)[0] for name, at in WORDS.items()
-        }
+        self.words: dict[str, int] = {name: struct.unpack_from("<Q", self.meta, at)[0] for name, at in WORDS.items()}
         self.entries = [self.entry(number) for number in range(1, self.words["used"] + 1)]
 
     def entry(self, number: int) -> Held:
@@ -261,7 +259,9 @@ class Snapshot:
             assert entries[at].kind == 0, f"a free entry is {KINDS[entries[at].kind]}"
             free.add(at)
             at = entries[at].own_next
-        assert len(free) + len(live) == words["used"], f"{len(free)} free and {len(live)} live entries of {words['used']}"
+        assert len(free) + len(live) == words["used"], (
+            f"{len(free)} free and {len(live)} live entries of {words['used']}"
+        )
         kinds = [KINDS[entry.kind] for entry in live]
         assert words["timed"] == kinds.count("delayed") + kinds.count("leased"), kinds
         assert words["ready"] == kinds.count("waiting"), kinds

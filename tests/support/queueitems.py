@@ -1,8 +1,13 @@
-"""Queues with something of everything."""
+"""Queues with something of everything, and damage to them."""
 
 from __future__ import annotations
 
+import os
+
+import queuefiles as raw
+
 from mmapds import Claim, Queue
+from mmapds.inspection import Finding, describe, verify
 
 
 def fill(q: Queue) -> list[Claim]:
@@ -25,3 +30,38 @@ def fill(q: Queue) -> list[Claim]:
     for _ in range(20):
         q.get()
     return claims[22:]
+
+
+class Shared:
+    """A queue in use with something of everything, that tests damage and mend again; and how it is."""
+
+    def __init__(self, path: str, q: Queue, claims: list[Claim]) -> None:
+        self.path, self.q, self.claims = path, q, claims
+        self.meta = raw.meta(path)
+        self.files = raw.content(path)
+        self.snapshot = raw.Snapshot(path)
+
+    def mend(self) -> None:
+        for name, data in self.files.items():
+            file = os.path.join(self.path, name)
+            os.truncate(file, len(data))
+            raw.poke(file, 0, data)
+
+
+def found_with(shared: Shared, offset: int, data: bytes, file: str | None = None) -> list[Finding]:
+    """What is found while these bytes are there."""
+    file = file or shared.meta
+    before = raw.peek(file, offset, len(data))
+    raw.poke(file, offset, data)
+    try:
+        found = verify(shared.path)
+        describe(shared.path)
+    finally:
+        raw.poke(file, offset, before)
+    return found
+
+
+def place(shared: Shared, position: int) -> tuple[str, int]:
+    """The file, and the offset in it, of a position."""
+    start, _ = shared.snapshot.find(position) or (0, b"")
+    return raw.segment(shared.path, start // 8192), position - start

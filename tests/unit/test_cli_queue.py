@@ -113,7 +113,6 @@ def test_put_lines(path, here, typed, tmp_path):
         (b'{"$repr": "x"}', "means nothing here"),
         (b'{"$map": [[{}, 1]]}', "$map"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[" * 2000 + b"]" * 2000, "cannot encode"),
         (b"1" + b"0" * 40, "cannot encode"),
     ],
 )
@@ -310,3 +309,21 @@ def test_requeue_and_purge(failed, here):
     assert here(failed, "purge") == (0, "1\n", "")  # the delayed one
     assert here(failed).out.splitlines()[1].split() == ["items", "0"]
     assert verify(failed) == []
+
+
+# ---- inspect and verify --------------------------------------------------------------------------------------------
+
+
+def test_inspect_and_verify(path, capsys):
+    command = in_process(capsys)
+    assert command("verify", path) == (0, f"{path}: sound\n", "")
+    assert json.loads(command("inspect", path, "--json").out)["items"] == 3
+    segment = os.path.join(path, min(os.listdir(path)))
+    assert command("inspect", segment).out.splitlines()[0].split(maxsplit=1) == ["what", "segment of a queue"]
+    with Path(segment).open("r+b") as file:
+        file.seek(4096 + 80)
+        file.write(b"\xff\xff")
+    status, out, err = command("verify", path)
+    assert (status, err) == (1, "")
+    assert out.splitlines()[-1] == f"{path}: corrupt"
+    assert "item 1-0: its bytes are not what was put" in out

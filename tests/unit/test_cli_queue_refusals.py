@@ -136,7 +136,7 @@ def test_damage_is_said_in_one_line(path, here):
         assert (status, out, err.count("\n")) == (1, "", 1), words
 
 
-def test_r16_damaged_items_are_passed_over_and_told(tmp_path, here):
+def test_r15_damaged_items_are_passed_over_and_told(tmp_path, here):
     path = str(tmp_path / "jobs")
     with Queue(path, codec="raw") as q:
         q.put_many([b"a" * 90, b"b" * 90, b"c" * 90])
@@ -215,8 +215,9 @@ def test_watch_tables(path, here):
     said = here(path, "watch", "--count", "2", "--interval", "0.01")
     assert (said.status, said.err) == (0, "")
     assert len(re.findall("^[0-9]{2}:[0-9]{2}:[0-9]{2}$", said.out, re.MULTILINE)) == 2
-    assert said.out.count("\nitems         4           -\n") == 2, said.out
-    assert said.out.count("\nput           5           0\n") == 2, said.out
+    rows = [line.split() for line in said.out.splitlines()]
+    assert rows.count(["items", "4", "-"]) == 2, said.out
+    assert rows.count(["put", "5", "0"]) == 2, said.out
 
 
 def test_watch_rates(path, begin):
@@ -279,7 +280,7 @@ def test_a_pipe_that_breaks_loses_nothing(path, begin):
     assert verify(path) == []
 
 
-def test_r4_a_get_that_is_killed_before_it_has_written(path, begin):
+def test_r3_a_get_that_is_killed_before_it_has_written(path, begin):
     """It cannot write: nobody reads, and the pipe is full."""
     shell("queue", path, "purge")
     with Queue(path) as q:
