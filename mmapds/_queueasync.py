@@ -27,7 +27,7 @@ _SLICE = 0.5
 class Waiter:
     """For one queue and one loop."""
 
-    __slots__ = ("_looked", "_loop", "_queue", "_thread", "_waiting", "_wanted")
+    __slots__ = ("_lock", "_looked", "_loop", "_queue", "_thread", "_waiting", "_wanted")
 
     def __init__(self, queue: QueueLook, loop: asyncio.AbstractEventLoop) -> None:
         self._queue = queue
@@ -36,25 +36,28 @@ class Waiter:
         self._wanted = threading.Event()  # somebody waits
         self._looked = threading.Event()  # who was woken has looked
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
 
     async def wait(self, timeout: float | None) -> None:
         """Returns when there may be something to take, or after `timeout` seconds."""
         future: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append(future)
-        self._looked.set()
-        self._wanted.set()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="mmapds-queue", daemon=True)
-            self._thread.start()
+        with self._lock:  # or the thread may be about to end, having seen nobody
+            self._waiting.append(future)
+            self._looked.set()
+            self._wanted.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="mmapds-queue", daemon=True)
+                self._thread.start()
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await future
         finally:
-            with suppress(ValueError):
-                self._waiting.remove(future)
-            if not self._waiting:
-                self._wanted.clear()
+            with self._lock:
+                with suppress(ValueError):
+                    self._waiting.remove(future)
+                if not self._waiting:
+                    self._wanted.clear()
             self._loop.call_soon(self._looked.set)  # after the step in which he looks
 
     def _signal(self) -> None:
@@ -67,7 +70,12 @@ class Waiter:
         self._looked.set()
 
     def _run(self) -> None:
-        while self._wanted.wait(_IDLE):
+        while True:
+            if not self._wanted.wait(_IDLE):
+                with self._lock:
+                    if not self._wanted.is_set():
+                        self._thread = None
+                        return
             try:
                 something = self._queue._wait_item(_SLICE)
             except Exception:  # noqa: BLE001  closed, forked, damaged: who waits finds out when he looks
@@ -77,6 +85,7 @@ class Waiter:
                 try:
                     self._loop.call_soon_threadsafe(self._signal)
                 except RuntimeError:  # the loop is closed
+                    self._thread = None
                     return
                 self._looked.wait(_SLICE)
 

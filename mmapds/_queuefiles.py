@@ -128,12 +128,8 @@ class QueueFiles:
     def open_segment(self, number: int, *, writable: bool) -> tuple[int, int]:
         """A descriptor and the size of a segment that exists."""
         path = self.segment_path(number)
-        try:
-            fd = files.open_regular(path, writable=writable)
-        except FileNotFoundError:
-            self.meta.descriptor()  # Closed, if another thread has closed the handle
-            self.meta.check_path()
-            raise
+        self.meta.check_path()  # the place where the queue was
+        fd = files.open_regular(path, writable=writable)
         try:
             header = files.parse_header(os.pread(fd, kernel.PAGE, 0), path, "segment")
             if header.parent != self.meta.header.identity or header.options[0] != number:
@@ -162,6 +158,18 @@ class QueueFiles:
             with suppress(FileExistsError):
                 size = units * self.segment_size
                 files.create(self.segment_path(number), page, size, durability=durability, name=name)
+
+    def quarantine_segment(self, number: int) -> None:
+        """What has a segment's name and is none goes where people can look at it."""
+        folder = os.path.join(self.path, QUARANTINE)
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        for attempt in range(1000):
+            with suppress(FileExistsError, FileNotFoundError):
+                kernel.rename_new(self.segment_path(number), os.path.join(folder, f"{segment_name(number)}.{attempt}"))
+                return
+            if not os.path.lexists(self.segment_path(number)):
+                return
 
     def exists(self, number: int) -> bool:
         """Whether a segment has a file."""

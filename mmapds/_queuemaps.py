@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import NoReturn
 
-from mmapds import _compression
+from mmapds import _compression, files
 from mmapds._native import kernel
 from mmapds._native.queue import QueueCore
 from mmapds._native.queuescan import (
@@ -78,6 +78,8 @@ class QueueMaps(QueueCore):
 
         fd, length = self._backing.make_segment(number, units, name)
         try:
+            if self.durability == "power":
+                files.sync_directory(self._backing.meta.path)  # who made it may have died before he did
             return self._segment_mapping(fd, length)
         finally:
             os.close(fd)
@@ -138,9 +140,19 @@ class QueueMaps(QueueCore):
                 finally:
                     os.close(fd)
                 needed.discard(number)
-        if needed and plan is None:
+        if plan is None and (needed or not self._whole(words)):
             self._forget()
             return False
+        return True
+
+    def _whole(self, words: dict[str, int]) -> bool:
+        """Whether all segments from the head to the tail are there."""
+        size = self._backing.segment_size
+        number, last = words["head"] // size, words["tail"] // size
+        while words["head"] < words["tail"] and number <= last:
+            if number not in self._apart:
+                return number == last and words["tail"] % size == kernel.PAGE  # nobody has made it yet
+            number += len(self._apart[number]) // size
         return True
 
     def _fill(self, words: dict[str, int], waiting: list[dict[str, int]], capacity: int) -> None:
@@ -279,6 +291,11 @@ class QueueMaps(QueueCore):
         if self._skip(position, stop, max(0, sequence - words["head_sequence"])):
             raise self._spoiled(sequence - words["head_sequence"], name, data)
 
+    def _broken_segment(self, number: int) -> None:
+        """What has a segment's name is none of this queue's: out of the way, and on behind it."""
+        self._backing.quarantine_segment(number)
+        self._missing(number)
+
     def _missing(self, number: int) -> None:
         """A segment has no file: if items should be in it, goes on behind it, and says so."""
         size = self._backing.segment_size
@@ -295,6 +312,12 @@ class QueueMaps(QueueCore):
             count = (words["tail_sequence"] if first is None else first[2].sequence) - words["head_sequence"]
             if self._skip(head, stop, max(0, count)):
                 lost += count
+        if words["tail"] // size == number and words["tail"] % size != kernel.PAGE:
+            behind = max([number, *self._numbers()]) + 1
+            self._move_tail(words["tail"], behind * size + kernel.PAGE)
+            if head // size == number:
+                lost += words["tail_sequence"] - words["head_sequence"]
+                self._skip(head, behind * size + kernel.PAGE, lost)
         if lost or (words["tail"] // size == number and words["tail"] % size != kernel.PAGE):
             raise CorruptionError(
                 f"{self.path}: segment {number:016x} is missing, and {lost or 'all'} items that were in it are lost: was "

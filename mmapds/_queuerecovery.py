@@ -119,12 +119,12 @@ def survey(readers: Readers, control: bytes) -> Plan:
             continue
         try:
             reader = readers.open(number)
-        except (IncompatibleFormat, CorruptionError):
+        except (IncompatibleFormat, CorruptionError, IsADirectoryError):
             plan.broken.append(number)
             continue
         scan.segment(number, reader)
         end = reader.stop
-        if end - reader.start > size and reader.start < scan.tail < end:
+        if end - reader.start > size and reader.start + kernel.PAGE < scan.tail < end:
             scan.tail = end + kernel.PAGE  # a large item is alone, even if what says so did not reach the disk
         plan.scanned += end - reader.start
     scan.finish()

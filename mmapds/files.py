@@ -331,7 +331,7 @@ class Opened:
 
     def check_path(self) -> None:
         """MappingLost if the path names another file by now."""
-        check_same(self.fd, self.path)
+        check_same(self.descriptor(), self.path)
 
     def close(self, _close: Callable[[int], None] = os.close) -> None:
         """Closes the descriptor. Idempotent."""

@@ -404,6 +404,10 @@ static inline int queue_pick(queue_view *view, queue_item *item, mmapds_record_i
         ready = queue_top(view, QUEUE_READY);
         if (ready) {
             const mmapds_held *entry = queue_entry(view, ready);
+            if (entry->kind != QUEUE_WAITING || entry->position >= head) {
+                view->damaged = 1;
+                return QUEUE_DAMAGED;
+            }
             if (entry->place < 2 * head + 1 || head == load_seq_cst_u64(&control->tail)) {
                 item->entry = ready;
                 item->position = entry->position;

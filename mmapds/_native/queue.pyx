@@ -100,7 +100,7 @@ cdef class Claim:
         try:
             self.settled = False
             self.back(0, False)
-        except (Closed, StaleClaim, CorruptionError, OSError):
+        except (Closed, StaleClaim, CorruptionError, OSError, KeyboardInterrupt):
             pass                            # nobody can be told; the item comes back with its handle
         return 0
 
@@ -267,6 +267,10 @@ cdef class Claim:
                 self.nack(error=value)
             except (StaleClaim, Closed):
                 pass                        # lost meanwhile: the item is back already, and the block's error counts
+            except Exception as error:      # retry_delay's own, or no room for a dead letter
+                value.add_note(f"the item could not be returned as it should be ({error!r}): it comes back in a second")
+                if not self.settled:
+                    self.back(1000000000, False)
         else:
             try:
                 self.back(0, False)  # interrupted, not failed
@@ -449,7 +453,8 @@ cdef class QueueCore(QueueView):
         cdef Py_ssize_t i, n, upto
         cdef int status
         if type(items) is list and self.raw and self.compress_from < 0:
-            datas = [item if type(item) is bytes else self.data_of(item, &flags) for item in <list>items]
+            for item in <list>items:        # no comprehension: Cython's gives a reference too many back when memory is out
+                datas.append(item if type(item) is bytes else self.data_of(item, &flags))
         else:
             for item in items:
                 data = self.data_of(item, &flags)
@@ -474,6 +479,7 @@ cdef class QueueCore(QueueView):
             i = 0
             while i < n:
                 upto = min(n, i + BATCH)
+                ready(self)
                 status = queue_put_lock(&self.view, False)
                 if status == QUEUE_DONE:
                     while i < upto:         # with the GIL and the lock, and nothing that runs Python code
@@ -824,6 +830,7 @@ cdef class QueueCore(QueueView):
         cdef list datas = [None] * n
         cdef bytes data = None
         cdef object stopped = None
+        cdef set segments = set()
         cdef Segments table = self.table
         cdef Py_ssize_t i = 0, j
         cdef int status
@@ -846,7 +853,9 @@ cdef class QueueCore(QueueView):
                 queue_take_unlock(&self.view, status)
                 if self.view.maxsize or self.view.max_bytes:
                     queue_wake(&self.view, QUEUE_ROOM, 1)
-            segments = {taken_from(table, &items[j]) for j in range(i)} if self.power else ()
+            if self.power:
+                for j in range(i):
+                    segments.add(taken_from(table, &items[j]))
             for j in range(i):
                 data = datas[j]
                 try:
@@ -1025,9 +1034,11 @@ cdef class QueueCore(QueueView):
             if queue_unfinished(self.view.control) <= 0:
                 self.mapping.check()
                 return True
-            if self.wait(QUEUE_JOINED, seen, limit):
-                return queue_unfinished(self.view.control) <= 0
+            late = self.wait(QUEUE_JOINED, seen, limit)
             ready(self)
+            self.mapping.check()
+            if late:
+                return queue_unfinished(self.view.control) <= 0
 
     def _wait_item(self, double seconds):
         """For the waiter thread of asyncio: sleeps until there may be something to take, and says whether; takes nothing."""
@@ -1059,8 +1070,8 @@ cdef class QueueCore(QueueView):
         """Takes away all that waits now; how many."""
         cdef queue_item item
         cdef queue_view view
-        cdef mmapds_queue *control
         cdef Mapping meta
+        cdef Segments table = None
         cdef uint64_t until, number = 0, count = 0
         cdef int status = QUEUE_DONE, found = 0
         ready(self)
@@ -1077,7 +1088,9 @@ cdef class QueueCore(QueueView):
             count += status != QUEUE_EMPTY
             ready(self)
         while number < self.view.control.used:
+            table = None
             view = self.view
+            table = self.table
             meta = self.mapping
             self.users += 1
             with nogil:

@@ -6,6 +6,7 @@ alive.
 """
 
 cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -17,6 +18,8 @@ from mmapds._native.region cimport Mapping
 
 from xxhash import xxh3_64_intdigest
 
+
+cdef object hash_of = xxh3_64_intdigest
 
 cdef Py_ssize_t CONTROL = sizeof(mmapds_queue)
 cdef Py_ssize_t EVENTS = <Py_ssize_t>&(<mmapds_queue *>0).events
@@ -38,6 +41,17 @@ cdef class Record:
 
     def __repr__(self):
         return f"<Record {self.epoch}-{self.sequence} at {self.position}, {self.size} bytes>"
+
+
+@cython.final
+@cython.no_gc
+cdef class Span:
+    """Mapped bytes for the hash, one object for all: a memoryview for each record costs more than its hash."""
+    cdef char *start
+    cdef Py_ssize_t size
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.start, self.size, True, flags)
 
 
 @cython.final
@@ -117,6 +131,7 @@ cdef class SegmentReader:
         cdef uint64_t none[3]
         cdef uint64_t length, size, epoch
         cdef uint64_t count = 0
+        cdef Span span = Span.__new__(Span)
         none[0] = none[1] = none[2] = 0
         while self.start <= position < self.stop:
             length = queue_record(&self.view, &self.segment, position, &copy)
@@ -127,8 +142,9 @@ cdef class SegmentReader:
                 break
             size = copy.extent & SIZE
             if size:
-                data = PyMemoryView_FromMemory(self.segment.base + (position - self.start) + MMAPDS_ITEM_HEAD, size, 0x100)
-                if <uint64_t>xxh3_64_intdigest(data) != copy.hash:
+                span.start = self.segment.base + (position - self.start) + MMAPDS_ITEM_HEAD
+                span.size = size
+                if <uint64_t>hash_of(span) != copy.hash:
                     break
             oldest = epoch
             count += 1
@@ -285,36 +301,46 @@ def parse_control(bytes control not None):
     return words
 
 
+# Loops, no comprehensions: Cython's give a reference too many back when memory is out.
+
 def parse_holders(bytes control not None):
     """The holders that the copy names: (slot, token, owing, claims, claimed, pid) of each."""
     cdef const mmapds_queue *found = <const mmapds_queue *><char *>control
+    cdef const mmapds_holder *slot
+    cdef list holders = []
     cdef int i
-    return [
-        (i + 1, found.slots[i].token, found.slots[i].owing, found.slots[i].claims, found.slots[i].claimed, found.slots[i].pid)
-        for i in range(min(found.holders, <uint64_t>MMAPDS_HOLDERS)) if found.slots[i].token
-    ]
+    for i in range(min(found.holders, <uint64_t>MMAPDS_HOLDERS)):
+        slot = &found.slots[i]
+        if slot.token:
+            holders.append((i + 1, slot.token, slot.owing, slot.claims, slot.claimed, slot.pid))
+    return holders
 
 
 def parse_entries(bytes entries not None):
     """The entries in use: a list of dicts."""
     cdef const mmapds_held *at = <const mmapds_held *><char *>entries
+    cdef list found = []
     cdef Py_ssize_t i
-    return [
-        {
-            "number": i + 1, "position": at[i].position, "sequence": at[i].sequence, "size": at[i].size, "due": at[i].due,
-            "place": at[i].place, "stamp": at[i].stamp, "fence": at[i].fence, "holder": at[i].holder,
-            "attempts": at[i].attempts, "heap_at": at[i].heap_at, "kind": at[i].kind, "own_previous": at[i].own_previous,
-            "own_next": at[i].own_next, "segment_previous": at[i].segment_previous, "segment_next": at[i].segment_next,
-        }
-        for i in range(len(entries) // <Py_ssize_t>sizeof(mmapds_held)) if at[i].kind != QUEUE_FREE
-    ]
+    for i in range(len(entries) // <Py_ssize_t>sizeof(mmapds_held)):
+        if at[i].kind != QUEUE_FREE:
+            found.append({
+                "number": i + 1, "position": at[i].position, "sequence": at[i].sequence, "size": at[i].size,
+                "due": at[i].due, "place": at[i].place, "stamp": at[i].stamp, "fence": at[i].fence,
+                "holder": at[i].holder, "attempts": at[i].attempts, "heap_at": at[i].heap_at, "kind": at[i].kind,
+                "own_previous": at[i].own_previous, "own_next": at[i].own_next,
+                "segment_previous": at[i].segment_previous, "segment_next": at[i].segment_next,
+            })
+    return found
 
 
 def parse_cells(bytes entries not None, int heap, Py_ssize_t count):
     """The first `count` cells of a heap (0: timed, 1: ready)."""
     cdef const mmapds_held *at = <const mmapds_held *><char *>entries
+    cdef list cells = []
     cdef Py_ssize_t i
-    return [at[i].cells[heap] for i in range(min(count, len(entries) // <Py_ssize_t>sizeof(mmapds_held)))]
+    for i in range(min(count, len(entries) // <Py_ssize_t>sizeof(mmapds_held))):
+        cells.append(at[i].cells[heap])
+    return cells
 
 
 def reset_control(Mapping mapping not None, uint64_t head, uint64_t head_sequence, uint64_t tail, uint64_t tail_sequence,

@@ -140,7 +140,7 @@ cdef class QueueView:
     cdef uint64_t shut                  # shutdowns that there had been when the handle was opened
     cdef int fruitless                  # how often in a row a segment was missing that nobody missed
     cdef Py_ssize_t users               # threads that are in a transition without the GIL
-    cdef bint power, writable
+    cdef bint power, writable, leaving
     cdef readonly str path
     cdef readonly str mode
     cdef readonly str durability

@@ -32,7 +32,7 @@ from mmapds._native.region cimport Mapping, redirty
 
 import os
 
-from mmapds.errors import Closed, CorruptionError, DurabilityFailed, MappingLost
+from mmapds.errors import Closed, CorruptionError, DurabilityFailed, IncompatibleFormat, MappingLost
 
 
 cdef extern from "<sched.h>" nogil:
@@ -139,7 +139,7 @@ cdef class QueueView:
         self.view.private_copy = True
         self.view.capacity = copy.capacity = RESERVE // <Py_ssize_t>sizeof(mmapds_held)
         self.begin(mapping, options, -1, boot_offset)
-        self.writable = True
+        self.writable = self.mode == "private"
 
     def _forget(self):
         """Lets go of everything; `_leave` comes first."""
@@ -162,8 +162,12 @@ cdef class QueueView:
         cdef int event
         cdef bint ours = self.ours == self.epoch[0]
         cdef LockFile locks
-        if mapping is None:
+        while self.leaving and ours:            # another thread closes it: what it lets go of must not be in use
+            with nogil:
+                kernel_sleep_ns(1000000)
+        if mapping is None or self.mapping is None:
             return
+        self.leaving = ours
         if ours and self.owner is not None:
             for _ in range(20):             # a second, if somebody was stopped inside; our lock tells the others anyway
                 if not self.view.holder:
@@ -194,6 +198,7 @@ cdef class QueueView:
                 locks.close()
         self.view.holder = 0
         self.view.locks = -1
+        self.leaving = False
 
     @property
     def closed(self):
@@ -236,9 +241,12 @@ cdef class QueueView:
             ready(self)
             view = self.view
             mapping = self.mapping
+            self.users += 1
             with nogil:
                 status = queue_register(&view, getpid(), True)
+            self.users -= 1
             PyErr_CheckSignals()
+            ready(self)
             if status == QUEUE_DONE:
                 self.view.holder = view.holder
             elif status == QUEUE_CROWDED and not swept:
@@ -260,6 +268,11 @@ cdef class QueueView:
                     mapping = self._open_segment(number)
                 else:
                     mapping = self._make_segment(number, self.view.units)
+            except (CorruptionError, IncompatibleFormat, IsADirectoryError):
+                if self.mode != "shared":
+                    raise
+                self._broken_segment(number)    # it goes to the quarantine, and then it is missing
+                return 0
             except FileNotFoundError:
                 if status == QUEUE_MAP:     # finished meanwhile, and then nobody asks for it again; or lost
                     self._missing(number)
@@ -370,6 +383,25 @@ cdef class QueueView:
         for segment in self.table.mappings:
             (<Mapping>segment).populate((<Mapping>segment).base, (<Mapping>segment).size, False)
 
+    def _move_tail(self, uint64_t head, uint64_t tail):
+        """The segment that the tail is in is lost: puts go on at `tail`. Unless it has moved meanwhile."""
+        cdef queue_view view
+        cdef Mapping mapping
+        cdef int status = QUEUE_BUSY
+        while status == QUEUE_BUSY:
+            ready(self)
+            view = self.view
+            mapping = self.mapping
+            self.users += 1
+            with nogil:
+                status = queue_put_lock(&view, True)
+                if status == QUEUE_DONE:
+                    if load_relaxed_u64(&view.control.tail) == head:
+                        store_seq_cst_u64(&view.control.tail, tail)
+                    lockword_release(&view.control.put_lock, False)
+            self.users -= 1
+            PyErr_CheckSignals()
+
     def _name_segment(self, int fd, temporary, path, uint64_t start):
         """Gives a new segment its name; FileNotFoundError if the tail has come to it, or past it, without this one: a file
         that came too late would lie over what others use, or would have used."""
@@ -405,6 +437,7 @@ cdef class QueueView:
 
     def _map_entries(self, int fd, Py_ssize_t size):
         """Maps the entries that the file, of `size` bytes, has more by now."""
+        self.opened()
         cdef uint64_t capacity = load_acquire_u64(&self.view.control.capacity)
         cdef Py_ssize_t end = (CONTROL + self.view.capacity * sizeof(mmapds_held) + MMAPDS_PAGE - 1) & -MMAPDS_PAGE
         cdef Py_ssize_t needed = (CONTROL + capacity * sizeof(mmapds_held) + MMAPDS_PAGE - 1) & -MMAPDS_PAGE
@@ -422,11 +455,14 @@ cdef class QueueView:
         ready(self)
         view = self.view
         mapping = self.mapping
+        self.users += 1
         with nogil:
             status = queue_take_lock(&view, True)
             if status == QUEUE_DONE:
                 view.control.capacity = max(view.control.capacity, capacity)
                 status = queue_take_unlock(&view, QUEUE_DONE)
+        self.users -= 1
+        ready(self)
         if status != QUEUE_DONE and status != QUEUE_BUSY:
             self.settle(status)
         return status == QUEUE_DONE
@@ -531,7 +567,7 @@ cdef class QueueView:
         cdef int locks = self.view.locks
         cdef uint64_t *failed = &self.view.control.header.failed
         cdef Mapping meta = self.mapping
-        cdef int error = 0
+        cdef int error = 0, rounds = 0
         cdef bint busy
         mine = fetch_add_seq_cst_u64(&words.dirtied, 1) + 1     # after our stores: who syncs reads it before he syncs
         while error == 0:
@@ -568,7 +604,10 @@ cdef class QueueView:
             self.users -= 1
             if done >= mine or load_seq_cst_u64(failed):
                 break
-            PyErr_CheckSignals()
+            rounds += 1
+            if rounds > 20:             # a second: who syncs was stopped. Not before: an item may be in the caller's hand
+                PyErr_CheckSignals()
+                self.opened()
         segment.check()
         meta.check()
         if error or load_seq_cst_u64(failed):

@@ -63,7 +63,7 @@ def test_r24_another_boot_keeps_what_was_put_and_forgets_who_held_it(path: str) 
     with make(path) as q:
         expected, claims = crowd(q)
         before = q.stats()
-        with pytest.raises(Exception, match="in use|uses"):
+        with pytest.raises(Exception, match=r"in use|uses"):
             Queue.erase(path)
         content = queuefiles.content(path)
         assert claims

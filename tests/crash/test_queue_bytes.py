@@ -1,10 +1,8 @@
-"""Queues whose files are not what was written: damaged, hostile, or something else altogether (rows 14 to 17, 31)."""
+"""Queues whose files are not what was written: damaged, or hostile (rows 15 and 16)."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pickle
 import random
 import struct
 from collections.abc import Callable
@@ -15,42 +13,16 @@ from typing import Any
 import pytest
 import queuefiles
 from peers import Peer
+from queuedamage import DRAIN, ITEMS, SEGMENT, WHOLE, drain, make
 
-from mmapds import CorruptionError, IncompatibleFormat, MmapdsError, Queue
-
-SEGMENT = 8192
-ITEMS = [b"%d" % n + bytes([n]) * (n % 40) for n in range(150)]
+from mmapds import CorruptionError, IncompatibleFormat, Queue
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    """150 items in three segments: 20 are taken, some of the next are claimed and returned, the rest is as it was put."""
     path = str(tmp_path / "queue")
-    with Queue(path, codec="raw", segment_size=SEGMENT) as q:
-        q.put_many(ITEMS)
-        assert q.get_many(20) == ITEMS[:20]
-        claims = q.claim_many(20)
-        for claim in claims[::2]:
-            claim.nack(0)
-        claims[1].nack(0.001, to_back=True)
-        queuefiles.check(path)
+    make(path)
     return path
-
-
-WHOLE = [ITEMS[n] for n in range(20, 150) if n != 21] + [ITEMS[21]]
-
-
-def drain(q: Queue) -> tuple[list[bytes], int]:
-    """What comes, and how many errors; it must come to an end."""
-    found, errors = [], 0
-    for _ in range(1000):
-        try:
-            found.append(q.get_nowait())
-        except Empty:
-            return found, errors
-        except MmapdsError:
-            errors += 1
-    raise AssertionError(f"it never becomes empty: {errors} errors, {len(found)} items")
 
 
 def in_order(found: list[bytes]) -> bool:
@@ -103,7 +75,7 @@ def test_r15_flipped_bits_in_segments(path: str, boot: bool) -> None:
     last = max(queuefiles.segments(path))
     end = queuefiles.Snapshot(path).words["tail"] - last * SEGMENT
     spoilt = 0
-    for _ in range(150):
+    for _ in range(100):
         queuefiles.restore(path, content, in_place=True)
         number = choose.choice(queuefiles.segments(path))
         byte = choose.randrange(4096, end if number == last else SEGMENT)
@@ -128,7 +100,7 @@ def test_r15_flipped_bits_in_segments(path: str, boot: bool) -> None:
             spoilt += len(found) < len(WHOLE)
             q.put(b"more")
             assert q.get() == b"more"
-    assert spoilt > 20, spoilt
+    assert spoilt > 10, spoilt
 
 
 def test_r15_flipped_bits_in_meta(path: str) -> None:
@@ -142,42 +114,6 @@ def test_r15_flipped_bits_in_meta(path: str) -> None:
         *(8 * choose.randrange(queuefiles.ENTRIES, used) + choose.randrange(8) for _ in range(150)),
     ]
     check_damaged_meta(path, content, [lambda p, bit=bit: queuefiles.flip(p, bit) for bit in bits], bits)
-
-
-DRAIN = """
-from queue import Empty, Full
-def use(path):
-    '''What came; everything that can be asked for is asked for.'''
-    signal.alarm(60)
-    found, errors = [], []
-    try:
-        with mmapds.Queue(path, mode="readonly") as q:
-            list(q), q.qsize(), q.stats()
-    except mmapds.MmapdsError as error:
-        errors.append(str(error))
-    try:
-        q = mmapds.Queue(path)
-    except mmapds.MmapdsError as error:
-        signal.alarm(0)
-        return found, errors + [str(error)]
-    with q:
-        for what in ("q.put(b'new', timeout=0.01)", "q.claim(0).ack()", "q.claim(0).nack()", "q.stats()", "list(q)", "q.check()"):
-            try:
-                exec(what)
-            except (mmapds.MmapdsError, Empty, Full, OverflowError) as error:
-                errors.append(f"{what}: {error}")
-        for _ in range(400):
-            try:
-                found.append(q.get_nowait())
-            except Empty:
-                break
-            except mmapds.MmapdsError as error:
-                errors.append(str(error))
-                if len(errors) > 200:
-                    break
-    signal.alarm(0)
-    return found, errors
-"""
 
 
 def check_damaged_meta(
@@ -222,7 +158,17 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in queuefiles.WORDS if "lock" not in name])
+CURSORS = {"head", "tail", "tail_sequence", "used", "capacity", "free", "timed", "ready", "logged", "held", "finished"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in CURSORS))
+        for name in queuefiles.WORDS
+        if "lock" not in name
+    ],
+)
 def test_r16_hostile_control_words(path: str, name: str) -> None:
     content = queuefiles.content(path)
     at = queuefiles.WORDS[name]
@@ -262,7 +208,7 @@ def test_r16_a_hostile_undo_log(path: str) -> None:
     """Of an owner that died; it must not write outside of what it may."""
     content = queuefiles.content(path)
     damages, names = [], []
-    for offset in (0, 8, 32, 2048, 4096, 4099, 4232, 8192, 12288, 81912, 81920, 1 << 20, 1 << 40, (1 << 64) - 8):
+    for offset in (0, 32, 4096, 4099, 4232, 8192, 81912, 1 << 20, (1 << 64) - 8):
         for logged in (1, 256, 257, (1 << 64) - 1):
 
             def damage(p: str, offset: int = offset, logged: int = logged) -> None:
@@ -359,139 +305,3 @@ def test_r15_one_corrupt_item_blocks_nobody(path: str) -> None:
                     assert len(os.listdir(Path(path, "quarantine"))) == 1, message
                     assert q.join(0) or take.startswith("get"), message
                 queuefiles.check(path)
-
-
-# ---- rows 14 and 17: something else --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("offset", "content"),
-    [(0, b"?"), (8, b"\x0a\x0b\x0c\x0d"), (12, b"\x63"), (16, b"counters"), (24, b"\xff")],
-)
-@pytest.mark.parametrize("file", ["meta", "segment"])
-def test_r14_another_format_stays_as_it_is(path: str, offset: int, content: bytes, file: str) -> None:
-    name = queuefiles.meta(path) if file == "meta" else queuefiles.segment(path, 1)
-    queuefiles.poke(name, offset, content)
-    queuefiles.seal(name)
-    before = queuefiles.content(path)
-    if file == "meta":
-        for mode in ("shared", "readonly", "private"):
-            with pytest.raises(MmapdsError) as caught:
-                Queue(path, mode=mode)  # type: ignore[arg-type]
-            assert "meta" in str(caught.value)
-            assert isinstance(caught.value, IncompatibleFormat), caught.value
-        assert queuefiles.content(path) == before
-        return
-    with Queue(path, mode="readonly") as q, contextlib.suppress(IncompatibleFormat):
-        assert set(q) <= set(WHOLE)
-    assert queuefiles.content(path)[os.path.basename(name)] == before[os.path.basename(name)]
-
-
-def test_r14_a_segment_of_another_queue(path: str, tmp_path: Path) -> None:
-    other = str(tmp_path / "other")
-    with Queue(other, codec="raw", segment_size=SEGMENT) as q:
-        q.put_many(ITEMS)
-    for number in (2, 3):
-        Path(queuefiles.segment(path, number)).write_bytes(Path(queuefiles.segment(other, number)).read_bytes())
-    with Queue(path) as q:
-        found, errors = drain(q)
-        assert errors
-        assert set(found) < set(WHOLE), "items of another queue were handed out"
-        foreign = Path(queuefiles.segment(other, 2)).read_bytes()
-    kept = [Path(p, f) for p, _, names in os.walk(path) for f in names]
-    assert foreign in [file.read_bytes() for file in kept], "it was removed"
-
-
-@pytest.mark.parametrize("kind", ["empty", "short", "long", "directory", "fifo", "symlink", "device"])
-@pytest.mark.parametrize("file", ["meta", "segment"])
-def test_r17_the_wrong_kind_of_file(path: str, kind: str, file: str) -> None:
-    name = queuefiles.meta(path) if file == "meta" else queuefiles.segment(path, 2)
-    content = Path(name).read_bytes()
-    os.unlink(name)
-    if kind == "empty":
-        Path(name).touch()
-    elif kind == "short":
-        Path(name).write_bytes(content[:5000])
-    elif kind == "long":
-        Path(name).write_bytes(content + bytes(5000 if file == "segment" else 0))
-        if file == "meta":
-            queuefiles.poke_word(name, queuefiles.WORDS["capacity"], 10_000)
-    elif kind == "directory":
-        os.mkdir(name)
-    elif kind == "fifo":
-        os.mkfifo(name)
-    elif kind == "symlink":
-        Path(path + "-elsewhere").write_bytes(content)
-        os.symlink(path + "-elsewhere", name)
-    else:
-        if os.geteuid():
-            pytest.skip("needs root, to make a device")
-        try:
-            os.mknod(name, 0o600 | 0o020000, os.makedev(1, 5))
-        except PermissionError:
-            pytest.skip("devices may not be made here")
-    with Peer(DRAIN, path=path) as peer:
-        if file == "meta" and kind in ("short", "long"):  # another inode: a copy, and what a copy says is not believed
-            found, errors = peer("use(path)")
-            assert len(found) >= len(WHOLE) - 1 or errors, (len(found), errors)
-            assert set(found) <= set(WHOLE) | {b"new"}
-        elif file == "meta":
-            for mode in ("shared", "readonly"):
-                error, message = peer.fails(f"signal.alarm(30); mmapds.Queue(path, mode={mode!r}).stats()")
-                assert error in ("IncompatibleFormat", "CorruptionError", "OSError", "IsADirectoryError"), message
-                assert "meta" in message
-            assert kind == "directory" or os.path.lexists(name)
-        else:
-            found, errors = peer("use(path)")
-            assert set(found) <= set(WHOLE) | {b"new"}
-            assert errors
-            assert b"new" in found or any("new" in error for error in errors), (found[-3:], errors)
-
-
-@pytest.mark.parametrize("kind", ["file", "fifo", "symlink", "other files"])
-def test_r17_the_wrong_kind_of_thing_at_the_path(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "queue"
-    if kind == "file":
-        path.write_bytes(b"something")
-    elif kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "other files":
-        path.mkdir()
-        (path / "letter.txt").write_text("hello")
-    else:
-        os.symlink(tmp_path / "nowhere", path)
-    before = os.lstat(path)
-    with Peer("signal.alarm(30)", path=str(path)) as peer:
-        error, _ = peer.fails("mmapds.Queue(path)")
-        assert error in ("IncompatibleFormat", "NotADirectoryError", "FileExistsError", "FileNotFoundError", "OSError")
-    assert os.lstat(path) == before
-    assert kind != "other files" or os.listdir(path) == ["letter.txt"]
-
-
-# ---- row 31: pickles -----------------------------------------------------------------------------------------------
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return os.system, ("touch /tmp/never-touched-by-mmapds",)
-
-
-def test_r31_pickles_are_not_loaded_unless_asked_for(tmp_path: Path) -> None:
-    path = str(tmp_path / "queue")
-    with Queue(path, codec="raw") as q:
-        q.put(pickle.dumps(Evil()))
-    data = pickle.dumps(Evil())
-    path = str(tmp_path / "default")
-    with Queue(path, segment_size=SEGMENT) as q:
-        q._put_payload(data, 0)
-        q._put_payload(data, 0)
-        q.put("fine")
-        before = set(os.listdir("/tmp"))
-        with pytest.raises(CorruptionError):
-            q.get_nowait()
-        with pytest.raises(CorruptionError):
-            q.claim(0)
-        assert q.get_nowait() == "fine"
-        assert "never-touched-by-mmapds" not in set(os.listdir("/tmp")) - before
-        with pytest.raises((MmapdsError, ValueError)):
-            Queue(path, codec="pickle")

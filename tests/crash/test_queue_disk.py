@@ -169,7 +169,7 @@ FAILING = {
 TRIES = ["q.put(b'x')", "q.put_many([b'x', b'y'])", "q.get_nowait()", "q.get_many(2, timeout=0)", "q.claim(0).ack()"]
 
 
-@pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("failure", [errno.EIO, pytest.param(errno.ENOSPC, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", FAILING)
 def test_r12_whichever_sync_fails_all_handles_say_so_until_a_flush_has_succeeded(
     folder: Path, what: str, failure: int
@@ -219,7 +219,7 @@ def fail_from(path: str, job: str, failure: int, first: int) -> bool:
         with Queue(path) as q:
             found = drain(q)
             assert found[-1] == b"after"
-                assert b"3" in found
+            assert b"3" in found
         return True
 
 

@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> str:
     return path
 
 
-# in_child(job) -> what it returned: runs it in a forked child, which ends as a script does, without collecting anything.
+# in_child(job) -> what it returned: runs it in a forked child, which ends without collecting anything.
 FORK = """
 import gc, pickle, traceback, warnings
 def in_child(job, end=True):
@@ -49,15 +49,13 @@ q = mmapds.Queue(path)
 """
 
 
-@pytest.mark.parametrize(
-    "call", ["c.ack()", "c.nack()", "c.nack(5, to_back=True)", "c.bury('x')", "c.touch(5)", "c.touch()"]
-)
-def test_r22_a_claim_of_the_parent_is_not_the_childs(path: str, call: str) -> None:
+def test_r22_a_claim_of_the_parent_is_not_the_childs(path: str) -> None:
     with Peer(FORK, path=path) as peer, Queue(path) as other:
         peer("c = q.claim(0)")
-        assert peer(f"in_child(lambda: {call})").startswith("ForkedHandle")
-        assert other.qsize() == 9
-        assert other.stats()["claimed"] == 1
+        for call in ("ack()", "nack()", "nack(5, to_back=True)", "bury('x')", "touch(5)", "touch()"):
+            assert peer(f"in_child(lambda: c.{call})").startswith("ForkedHandle"), call
+            assert other.qsize() == 9
+            assert other.stats()["claimed"] == 1
         peer("c.ack()")
         assert other.get() == b"1"
 
@@ -112,9 +110,7 @@ def test_r22_claims_come_back_when_the_parent_dies_and_the_child_lives(path: str
         finally:
             os.kill(child, 9)
             os.kill(user, 9)
-        found = []
-        for _ in range(9):
-            found.append(other.get(timeout=60))
+        found = [other.get(timeout=60) for _ in range(9)]
         assert sorted(found) == [b"%d" % n for n in range(1, 10)]
         queuefiles.check(path)
 
@@ -134,7 +130,7 @@ threads = [threading.Thread(target=work) for _ in range(3)]
 for thread in threads: thread.start()
 """
         )
-        for _ in range(30):
+        for _ in range(15):
             found = peer("signal.alarm(100); in_child(lambda: (q.put(b'c'), q.get(timeout=50), q.task_done()))")
             assert found[0] is None, found
         peer("stop = True\nfor thread in threads: thread.join()")
@@ -154,9 +150,9 @@ def test_r23_other_descriptors_of_the_same_files_may_be_closed(path: str) -> Non
             third.claim(0).nack(0)
         with Queue(path, mode="readonly"), Queue(path, mode="private"):
             pass
+        assert [other.get_nowait() for _ in range(9)] == [b"%d" % n for n in range(1, 10)]
         with pytest.raises(Empty):
-            for _ in range(20):
-                assert other.get_nowait() != claim.item
+            other.get_nowait()
         claim.ack()
         with Peer("q = mmapds.Queue(path)", path=path) as peer:
             assert peer("q.qsize(), q.stats()['deaths']") == (0, 0)

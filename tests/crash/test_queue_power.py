@@ -39,7 +39,7 @@ def short(items: Iterable[bytes]) -> list[str]:
 
 
 class Power:
-    """Runs processes on a watched folder; before and after each call that matters, cuts the power in many ways and looks."""
+    """Runs processes on a watched folder; before and after each call, cuts the power in many ways and looks."""
 
     def __init__(self, folder: Path, durability: str = "power") -> None:
         self.folder = folder / "queue"
@@ -69,7 +69,7 @@ class Power:
 
     def cut(self, at_most: int = 3) -> None:
         self.taken += 1
-        if self.taken % self.every:
+        if self.created and self.taken % self.every:
             return
         for files in self.disk.losses(self.choose, at_most):
             self.cases += 1

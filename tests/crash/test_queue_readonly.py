@@ -15,8 +15,9 @@ from mmapds import Queue, UnsupportedFilesystem
 
 Mount = Callable[..., Path]
 WRITES = [
-    "q.put(b'1')", "q.put_nowait(b'1')", "q.put_many([b'1'])", "q.get_nowait()", "q.get_many(2, timeout=0)", "q.claim(0)",
-    "q.claim_many(2, timeout=0)", "q.purge()", "q.shutdown()", "q.task_done()", "next(iter(q.claims(timeout=0)))",
+    "q.put(b'1')", "q.put_nowait(b'1')", "q.put_many([b'1'])", "q.get_nowait()", "q.get_many(2, timeout=0)",
+    "q.claim(0)", "q.claim_many(2, timeout=0)",
+    "q.purge()", "q.shutdown()", "q.task_done()", "next(iter(q.claims(timeout=0)))",
 ]  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def test_r13_no_write_permission(public: Path, boot: bool) -> None:
             assert peer("list(q)") == expected
             assert q.get() == expected[0]
             q.put(b"more")
-            assert peer("list(q)") == expected[1:] + [b"more"]
+            assert peer("list(q)") == [*expected[1:], b"more"]
             assert peer("q.qsize()") == len(expected)
 
 

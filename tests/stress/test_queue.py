@@ -1,4 +1,4 @@
-"""Histories of queues whose producers and consumers die all the while: nothing lost, nothing twice, everything in order."""
+"""Histories of queues whose producers and consumers die all the while: nothing lost, nothing twice, in order."""
 
 from __future__ import annotations
 

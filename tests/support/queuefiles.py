@@ -1,8 +1,8 @@
 """The files of a queue as bytes: what tests look at, and damage, behind the package's back.
 
 The offsets and checks are written down here once more on purpose: a change of the layout that nobody meant fails these
-tests. `Snapshot` reads a whole queue by nothing but the description in ``_native/layout.h``, and `check` knows what must
-hold when nobody is in the middle of anything.
+tests. `Snapshot` reads a whole queue by nothing but the description in ``_native/layout.h``, and `check` knows what
+must hold when nobody is in the middle of anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from syncfiles import (
 from syncfiles import other_boot as _other_boot
 
 __all__ = [
-    "CHECK", "FAILED", "IDENTITY", "ORIGIN", "PAGE", "flip", "lock", "locked", "peek", "poke", "poke_word", "seal", "word",
+    "CHECK", "FAILED", "IDENTITY", "ORIGIN", "PAGE", "flip", "lock", "locked", "peek", "poke", "poke_word", "seal",
+    "word",
 ]  # fmt: skip
 
 OPTIONS = 96

@@ -94,7 +94,7 @@ def consume(path: str, log: Log, who: int, claiming: bool) -> None:
 
 
 class History:
-    """Four producers and four consumers, two of which claim. `run` kills and replaces them until so many items were put."""
+    """Four producers and four consumers, two of which claim. `run` kills and replaces them until so many were put."""
 
     def __init__(self, path: str, logs: str) -> None:
         self.path, self.logs = path, logs

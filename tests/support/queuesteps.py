@@ -1,8 +1,8 @@
 """What the files of a queue hold after each store that an operation makes to them (stepping.py).
 
-The operation is run once, in a process of its own, instruction by instruction. A test can put the files back as they were
-after any of its stores: then everything is as if that process had been killed there, which a thousand real deaths would
-show more slowly. (A few real ones are had too: the tests say where.) Used inside a peer: ``import queuesteps``.
+The operation is run once, in a process of its own, instruction by instruction. A test can put the files back as they
+were after any of its stores: then everything is as if that process had been killed there, which a thousand real deaths
+would show more slowly. (A few real ones are had too: the tests say where.) Used inside a peer: ``import queuesteps``.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class _Files:
 
 
 def states(prepare: Callable[[], object], job: Callable[[object], object], path: str) -> list[Files]:
-    """Runs ``job(prepare())`` to its end: the files of the queue at `path` before, after each store or change of a name,
-    and in the end."""
+    """Runs ``job(prepare())`` to its end: the files of the queue at `path` before, after each store or change of a
+    name, and in the end."""
     flag = mmap.mmap(-1, mmap.PAGESIZE)
 
     def marked(prepared: object) -> None:
