@@ -1,9 +1,9 @@
 """The files of a queue: a directory with meta, segments, what recovery has set aside, and the dead letters.
 
 Promises
-    A file gets its name when it is complete. A segment belongs to one queue and one number for ever; none is used again.
-    It gets its name under the lock for putting, and only if the tail has not come to it yet: one that came too late would
-    lie over what others use. A death before it is used leaves an empty file, which the next producer takes.
+    A file gets its name when it is complete. A segment belongs to one queue and one number for ever; none is used
+    again. It gets its name under the lock for putting, and only if the tail has not come to it yet: one that came too
+    late would lie over what others use. A death before it is used leaves an empty file, which the next producer takes.
 
 Recovery after another boot is in ``_queuerecovery.py``; transitions are native.
 
@@ -146,8 +146,8 @@ class QueueFiles:
             raise
 
     def make_segment(self, number: int, units: int, name: Callable[[int, str | None, str], None]) -> tuple[int, int]:
-        """The same of one that may not exist yet; if it does, its size is what it is. `name` gives it its name, while it is
-        still wanted, or raises FileNotFoundError."""
+        """The same of one that may not exist yet; if it does, its size is what it is. `name` gives it its name, while
+        it is still wanted, or raises FileNotFoundError."""
         while True:
             with suppress(FileNotFoundError):
                 return self.open_segment(number, writable=True)

@@ -19,7 +19,7 @@ import xxhash
 from mmapds import _compression
 from mmapds._native import kernel
 from mmapds._native.queuescan import FLAGS, Record, SegmentReader, boottime, parse_holders
-from mmapds._queuemaps import CLAIMED, DELAYED, LEASED, READY, QueueMaps
+from mmapds._queuemaps import CLAIMED, DELAYED, LEASED, NO_SEGMENT, READY, QueueMaps
 from mmapds.codecs import ResolvedCodec
 from mmapds.errors import CorruptionError
 
@@ -66,7 +66,7 @@ class QueueLook(QueueMaps):
             if reader is None or not reader.start <= position < reader.stop:
                 try:
                     reader = self._reader(position // size)
-                except FileNotFoundError:
+                except (FileNotFoundError, *NO_SEGMENT):
                     continue
             record = reader.at(position)
             if record is not None and record.sequence == entry["sequence"]:

@@ -32,7 +32,9 @@ from mmapds._native.queueview import LAYOUT
 from mmapds._native.region import Mapping
 from mmapds._queuefiles import QueueFiles
 from mmapds._queuerecovery import Plan, Readers, carry_out, fill_index, survey
-from mmapds.errors import Closed, CorruptionError
+from mmapds.errors import Closed, CorruptionError, IncompatibleFormat
+
+NO_SEGMENT = (CorruptionError, IncompatibleFormat, IsADirectoryError)  # what has a segment's name, and is none
 
 DELAYED, READY, CLAIMED, LEASED = range(1, 5)
 assert KINDS[1:] == ("delayed", "ready", "claimed", "leased")
@@ -242,7 +244,7 @@ class QueueMaps(QueueCore):
             number = at // size
             try:
                 reader = self._reader(number)
-            except FileNotFoundError:  # finished meanwhile
+            except (FileNotFoundError, *NO_SEGMENT):  # finished meanwhile; or broken, which `verify` tells
                 later = [found for found in self._numbers() if found > number]
                 if not later:
                     return
@@ -320,8 +322,8 @@ class QueueMaps(QueueCore):
                 self._skip(head, behind * size + kernel.PAGE, lost)
         if lost or (words["tail"] // size == number and words["tail"] % size != kernel.PAGE):
             raise CorruptionError(
-                f"{self.path}: segment {number:016x} is missing, and {lost or 'all'} items that were in it are lost: was "
-                "it removed by hand? What is behind it is not touched."
+                f"{self.path}: segment {number:016x} is missing, and {lost or 'all'} items that were in it are lost: "
+                "was it removed by hand? What is behind it is not touched."
             )
 
     def _spoiled(self, count: int, name: str, data: bytes) -> CorruptionError:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from mmapds import files
@@ -275,12 +274,7 @@ def carry_out(plan: Plan, readers: Readers, offset: int) -> None:
         data = readers.open(number).raw(start, stop)
         queue.set_aside(f"{number:016x}-{start:x}-{stop:x}.bytes", data)
     for number in plan.broken:
-        with suppress(FileExistsError):
-            os.mkdir(os.path.join(queue.path, "quarantine"), 0o700)
-        os.replace(
-            queue.segment_path(number),
-            os.path.join(queue.path, "quarantine", os.path.basename(queue.segment_path(number))),
-        )
+        queue.quarantine_segment(number)
     capacity = parse_control(os.pread(queue.meta.fd, LAYOUT["CONTROL"], 0))["capacity"]
     room = (os.fstat(queue.meta.fd).st_size - LAYOUT["CONTROL"]) // LAYOUT["ENTRY"]
     capacity = capacity if 0 < capacity <= room else max(0, room)

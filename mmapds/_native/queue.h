@@ -877,7 +877,7 @@ static inline int queue_sleep(queue_view *view, int event, uint32_t seen, int64_
         nanoseconds = QUEUE_SLICE;
     if (event == QUEUE_ITEMS && load_relaxed_u64(&control->heaps[QUEUE_TIMED])) {
         uint32_t top = control->entries[0].cells[QUEUE_TIMED];
-        int64_t left = top - 1 < view->capacity ? (int64_t)control->entries[top - 1].due - queue_now(view) : 0;
+        int64_t left = top - 1 < view->capacity ? (int64_t)control->entries[top - 1].due - queue_now(view) : nanoseconds;
         if (left < nanoseconds)
             nanoseconds = left > 0 ? left : 0;
     }

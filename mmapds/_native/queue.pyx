@@ -695,6 +695,7 @@ cdef class QueueCore(QueueView):
                 self.tired(&item, taken_from(table, &item))
                 continue
             else:
+                table = None            # who waits must not keep finished segments
                 box = Box.__new__(Box)
                 box.buffer = data
                 status = self.take(QUEUE_GET, None, box, &item, limit)
@@ -762,6 +763,7 @@ cdef class QueueCore(QueueView):
             if status == QUEUE_DONE or status == QUEUE_TIRED:
                 claim.segment = taken_from(table, &item)
             else:
+                table = None            # who waits must not keep finished segments
                 box = Box.__new__(Box)
                 status = self.take(QUEUE_CLAIM, lease, box, &item, limit)
                 if status == QUEUE_EMPTY:
@@ -966,6 +968,8 @@ cdef class QueueCore(QueueView):
         self.opened()
         found = queue_waiting(self.view.control)
         self.mapping.check()
+        if found > <int64_t>((self.view.control.tail - self.view.control.head) // MMAPDS_ITEM_HEAD + self.view.control.capacity):
+            self.settle(QUEUE_DAMAGED)      # nobody should make room for so many
         return max(0, found)
 
     def __len__(self):

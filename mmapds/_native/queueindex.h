@@ -223,7 +223,12 @@ static inline void queue_pull(queue_view *view, int heap, uint32_t number)
 /* The first of a heap, or 0. */
 static inline uint32_t queue_top(queue_view *view, int heap)
 {
-    return view->control->heaps[heap] ? *queue_cell(view, heap, 0) : 0;
+    if (!view->control->heaps[heap])
+        return 0;
+    uint32_t number = *queue_cell(view, heap, 0);
+    if (!number)
+        view->damaged = 1;
+    return number;
 }
 
 /* A new entry for the record at the head, in the list of its segment; 0 if there is no room. */

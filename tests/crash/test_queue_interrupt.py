@@ -87,7 +87,19 @@ JOBS = {
     "purge": (OPENED, "q.put(b'x'); q.purge(); q.put_many([b'1', b'2'])"),
     "close": (OPENED, "c = q.claim(0); q.close()"),
 }
-SLOW = {"flush", "grow", "readonly", "private", "nack", "put", "open after another boot", "bury", "purge", "claims"}
+SLOW = {
+    "flush",
+    "grow",
+    "put into a new segment",
+    "readonly",
+    "private",
+    "nack",
+    "put",
+    "open after another boot",
+    "bury",
+    "purge",
+    "claims",
+}
 
 
 @pytest.mark.parametrize("what", [pytest.param(what, marks=[pytest.mark.slow] * (what in SLOW)) for what in JOBS])

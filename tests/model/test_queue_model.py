@@ -72,6 +72,7 @@ class Item:
     value: int
     size: int
     place: tuple[int, int, int]  # puts before it; 0 at the back, 1 in its own place; which of those at the back
+    order: int = 0  # of its put
     due: tuple[float, float] = (0, 0)
     claim: Claim | None = None
     holder: Handle | None = None
@@ -137,6 +138,7 @@ class QueueModel(RuleBasedStateMachine):
 
     def add(self, item: Item) -> Item:
         self.items.append(item)
+        item.order = self.puts
         self.puts += 1
         return item
 
@@ -254,6 +256,8 @@ class QueueModel(RuleBasedStateMachine):
                 queuefiles.other_boot(folder)
         for item in self.items:
             item.lost = False
+            if item.place[1] == 0:  # of those that were sent to one back, each is where it was put
+                item.place = (item.place[0], 0, item.order - (1 << 40))
             if item.due[1]:
                 item.due = (item.due[0] - 0.01, item.due[1] + 0.01)  # kept by another clock
 
@@ -564,7 +568,7 @@ def peer() -> Any:
 
 TestQueueModel = QueueModel.TestCase
 TestQueueModel.settings = settings(
-    max_examples=120, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=90, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

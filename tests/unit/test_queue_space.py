@@ -336,3 +336,27 @@ def test_thousands_of_leases(queue_path: str) -> None:
         for claim in claims[::2]:
             claim.ack()
         assert q.unfinished_tasks == 500  # got, and not called done
+
+
+def test_what_is_in_the_middle_of_the_heap_leaves_it(queue_path: str) -> None:
+    """Leases and delays of all lengths; claims are ended and items purged in any order."""
+    rng = random.Random(4)
+    with Queue(queue_path, **small) as q:
+        q.put_many([b"%d" % n for n in range(400)])
+        claims = q.claim_many(400)
+        for claim in claims:
+            claim.touch(1000 + 1000 * rng.random())
+        rng.shuffle(claims)
+        for n, claim in enumerate(claims):
+            if n % 4 == 0:
+                claim.nack(1000 * rng.random() + 1000)
+            elif n % 4 == 1:
+                claim.touch(1000 + 1000 * rng.random())
+            else:
+                claim.ack()
+            if n % 10 == 0:
+                queuefiles.check(queue_path)
+        assert q.stats()["delayed"] == 100
+        assert q.stats()["leased"] == 100
+        assert q.purge() == 100
+        queuefiles.check(queue_path)
