@@ -365,6 +365,10 @@ static inline void queue_expire(queue_view *view)
         mmapds_held *entry = queue_entry(view, number);
         if (entry->due > now)
             break;
+        if ((entry->kind != QUEUE_LEASED && entry->kind != QUEUE_DELAYED) || entry->heap_at != 1) {
+            view->damaged = 1; /* else this might never end */
+            break;
+        }
         if (entry->kind == QUEUE_LEASED) {
             queue_unhold(view, number);
             queue_add(view, &control->tallies[QUEUE_EXPIRED], 1);

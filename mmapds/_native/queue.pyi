@@ -8,6 +8,9 @@ from mmapds._native.queueview import QueueView
 from mmapds._native.region import Mapping
 
 @final
+class Box: ...
+
+@final
 class Claim:
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property

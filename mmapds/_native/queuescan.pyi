@@ -45,6 +45,10 @@ class Record:
     def end(self) -> bool: ...
 
 @final
+class Span:
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
 class SegmentReader:
     def __new__(cls, mapping: Mapping, start: int, identity: bytes) -> Self: ...
     @property
