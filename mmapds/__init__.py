@@ -12,9 +12,9 @@ The layers, imports pointing downwards only::
 from queue import Empty, Full
 
 from mmapds._native.atomic import AtomicInt64
+from mmapds._native.claim import Claim
 from mmapds._native.counter import Counter, FloatCounter
 from mmapds._native.lockword import Lock
-from mmapds._native.queue import Claim
 from mmapds._native.results import ReadResult
 from mmapds._native.writer import WriteResult
 from mmapds.counters import Counters

@@ -21,7 +21,7 @@ from mmapds._queuefiles import DEAD, META
 from mmapds.errors import Closed, CorruptionError
 
 if TYPE_CHECKING:
-    from mmapds._native.queue import Claim
+    from mmapds._native.claim import Claim
     from mmapds.queue import Queue
 
 _TEXT = 4096  # characters of an error that are kept

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from queue import Empty
 from typing import Any
 
-from mmapds._native.queue import Claim
+from mmapds._native.claim import Claim
 from mmapds._queuelook import QueueLook
 from mmapds.errors import Closed, StaleClaim
 

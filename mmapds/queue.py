@@ -5,9 +5,11 @@ Promises
     `claim` at least once: a claim whose process dies comes back to its place. Order is the order of puts. What is
     finished gives its space back while the queue is in use.
 
-Here is the policy: paths, options, modes, the end of a handle. The transitions are in ``_native/queue.h``, putting and
-taking in ``_native/queue.pyx``, looking without taking in ``_queuelook.py``, files in ``_queuefiles.py``, recovery
-after another boot in ``_queuerecovery.py``, dead letters in ``_deadletters.py``, asyncio in ``_queueasync.py``.
+Here is the policy: paths, options, modes, the end of a handle. The transitions are in ``_native/queueput.h`` and
+``queue.h``; their hot callers in ``queueput.pyx``, ``queuetake.pyx`` and ``queue.pyx``. In order of inheritance:
+mappings, private copies and damage in ``_queuemaps.py``, looking without taking in ``_queuelook.py``, claims in loops
+and asyncio in ``_queueasync.py``. Files in ``_queuefiles.py``, recovery after another boot in ``_queuerecovery.py``,
+dead letters in ``_deadletters.py``.
 
 Prior art
     `queue.Queue` (signatures), emmap_queue (Erlang: a queue in one mapped file), Amazon SQS (visibility, dead letters),
@@ -33,8 +35,8 @@ from mmapds import _compression, _queuefiles, codecs, files
 from mmapds._deadletters import DeadLetters
 from mmapds._native import kernel
 from mmapds._native.atomic import own_methods
+from mmapds._native.claim import Claim
 from mmapds._native.lockword import Owner
-from mmapds._native.queue import Claim
 from mmapds._native.queuescan import add_tally
 from mmapds._native.region import FLAGS as MAP
 from mmapds._queueasync import QueueAsync

@@ -400,7 +400,7 @@ static inline int queue_end_look(const mmapds_queue *control, uint64_t changes)
 }
 
 /* The tail, and the sequence that comes next, as they were at one moment, without a lock. Between two equal tails nothing was
-   published, so if a put is under way, or its producer dead, the saved words are this tail's (queue.h: Putting). The loads
+   published, so if a put is under way, or its producer dead, the saved words are this tail's (queueput.h). The loads
    stay in this order; they pair with the release fences and stores of queue_put_one. */
 static inline uint64_t queue_tail(const mmapds_queue *control, uint64_t *sequence)
 {

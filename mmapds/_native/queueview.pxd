@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""A queue as one handle has it mapped (queueview.pyx), and the transitions of queue.h."""
+"""A queue as one handle has it mapped (queueview.pyx), and the transitions of queueput.h and queue.h."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, auto_pickle=False
 """A queue as one handle has it mapped: its meta file, the segments that it uses, its place among the holders.
 
-The transitions are in queue.h. Each is tried once with the GIL, which makes the fields of this object one; if the lock
-is taken it is repeated without the GIL on a copy of the view, so that other threads, and signal handlers between two
-attempts, find everything in order. What the copy refers to (mappings, the table of segments, the descriptor for locks)
+The transitions are in queueput.h and queue.h. Each is tried once with the GIL, which makes the fields of this object
+one; if the lock is taken it is repeated without the GIL on a copy of the view, so that other threads, and signal
+handlers between two attempts, find everything in order. What the copy refers to (mappings, the table of segments, the descriptor for locks)
 is held by references on the stack and by `users`, for which close() waits.
 
 A transition that lacks something (a segment that is not mapped, an entry, addresses) gives its lock back and says so;

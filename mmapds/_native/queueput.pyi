@@ -1,0 +1,16 @@
+from collections.abc import Iterable
+from typing import Any
+
+from typing_extensions import disjoint_base
+
+from mmapds._native.queueview import QueueView
+
+@disjoint_base
+class QueuePut(QueueView):
+    def put(self, item: Any, block: bool = True, timeout: float | None = None, *, delay: float = 0) -> None: ...
+    def put_nowait(self, item: Any, *, delay: float = 0) -> None: ...
+    def put_many(
+        self, items: Iterable[Any], block: bool = True, timeout: float | None = None, *, delay: float = 0
+    ) -> None: ...
+    def _use(self, codec: Any, compress_from: int | None, lease: float | None) -> None: ...
+    def _put_payload(self, payload: bytes, flags: int) -> None: ...
