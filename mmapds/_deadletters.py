@@ -120,7 +120,8 @@ class DeadLetters:
     def requeue(self, id: str | None = None) -> int:  # noqa: A002  the name that letters and claims have for it
         """Puts a letter (None: all) back into the queue, as a new item at its end; returns how many.
 
-        A death in the middle may leave one in both places.
+        `Full` if the queue has no room for one; those before it are back. A death in the middle may leave one in both
+        places.
         """
         own = self._open(make=False)
         done: set[str] = set()
@@ -135,10 +136,10 @@ class DeadLetters:
             if id is not None and fields[0] != id:
                 others.append(claim)
                 continue
-            if fields[0] not in done:
-                self._queue._put_payload(fields[7], fields[6])
-                done.add(fields[0])
-            claim.ack()
+            with claim:  # acknowledged at its end
+                if fields[0] not in done:
+                    self._queue._put_payload(fields[7], fields[6])
+                    done.add(fields[0])
         for claim in others:
             claim.nack(0)
         return len(done)

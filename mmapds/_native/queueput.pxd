@@ -10,6 +10,9 @@ from mmapds._native.queueview cimport QueueView, mmapds_record_item
 cdef int64_t limit_of(object block, object timeout) except -1
 
 
+cdef object called(object function, object argument)
+
+
 cdef class QueuePut(QueueView):
     """Codecs, putting, waiting."""
     cdef object codec, encode, decode

@@ -6,8 +6,10 @@ Payloads are encoded, compressed and hashed outside every lock.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_ExceptionMatches
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -28,6 +30,10 @@ from xxhash import xxh3_64_intdigest
 from mmapds.errors import ShutDown
 
 
+cdef extern from "Python.h":
+    PyObject *PyObject_CallOneArg(PyObject *function, PyObject *argument)
+
+
 cdef object hash_of = xxh3_64_intdigest # not looked up among the module's names at each call
 
 cdef Py_ssize_t BATCH = 256             # items that are put under one lock
@@ -44,6 +50,23 @@ cdef int64_t limit_of(object block, object timeout) except -1:
     if timeout < 0:
         raise ValueError("'timeout' must be a non-negative number")
     return deadline(timeout)
+
+
+cdef object called(object function, object argument):
+    """function(argument), or None if that raised an Exception; without the price of a try."""
+    cdef PyObject *result = PyObject_CallOneArg(<PyObject *>function, <PyObject *>argument)
+    if result is not NULL:
+        found = <object>result
+        Py_DECREF(found)
+        return found
+    if not PyErr_ExceptionMatches(Exception):
+        raised()                            # KeyboardInterrupt, and its like
+    PyErr_Clear()
+    return None
+
+
+cdef int raised() except -1:
+    return -1                               # the error is set
 
 
 @cython.binding(False)
@@ -72,15 +95,12 @@ cdef class QueuePut(QueueView):
         elif self.pack is not None:
             pack = self.pack                # out of others' reach: packing may run code of the item's class, or fail
             self.pack = None
-            try:
-                data = pack(item)
-                if len(data) > PACKER_KEEPS:
-                    pack = Packer().pack
-            except Exception:
+            data = called(pack, item)
+            if data is None or len(data) > PACKER_KEEPS:
                 pack = Packer().pack
+            self.pack = pack
+            if data is None:
                 data = self.encode(item)    # the same, and an error that says what is wrong
-            finally:
-                self.pack = pack
         else:
             encoded = self.encode(item)
             data = encoded if type(encoded) is bytes else bytes(encoded)
@@ -269,12 +289,13 @@ cdef class QueuePut(QueueView):
             self.synced(position)
 
     def _put_payload(self, bytes payload, uint64_t flags):
-        """Puts what is stored in a dead letter."""
+        """Puts what is stored in a dead letter; Full if there is no room."""
         cdef mmapds_record_item prepared
         cdef uint64_t position = 0
         self.allowed()
         self.prepare(payload, flags & MMAPDS_COMPRESSED, 0, &prepared)
-        self.put_data(payload, &prepared, INT64_MAX, &position)
+        if self.put_data(payload, &prepared, 0, &position) == QUEUE_FULL:
+            raise Full
         if self.power:
             self.synced(position)
 

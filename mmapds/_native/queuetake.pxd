@@ -19,7 +19,7 @@ cdef class QueueTake(QueuePut):
     """Getting and claiming."""
     cdef int attempt(self, int how, uint64_t lease, char *into, Py_ssize_t room, queue_item *item, Box box) except -1
     cdef int take(self, int how, object lease, Box box, queue_item *item, int64_t limit) except -1
-    cdef object value_of(self, bytes data)
+    cdef object value_of(self, bytes data, uint64_t flags)
     cdef object received(self, bytes data, queue_item *item)
     cdef int may_take(self) except -1
     cdef object get_item(self, int64_t limit)

@@ -18,7 +18,7 @@ from mmapds._native.atomics cimport cpu_relax, load_relaxed_u64
 from mmapds._native.claim cimport Claim, nanoseconds
 from mmapds._native.kernel cimport kernel_clock_ns
 from mmapds._native.lockword cimport Owner
-from mmapds._native.queueput cimport QueuePut, limit_of
+from mmapds._native.queueput cimport QueuePut, called, limit_of
 from mmapds._native.queueview cimport *
 from mmapds._native.queueview cimport Segments, ready
 from mmapds._native.region cimport Mapping
@@ -149,22 +149,26 @@ cdef class QueueTake(QueuePut):
             seen = queue_announce(&self.view, QUEUE_ITEMS)
             announced = True
 
-    cdef object value_of(self, bytes data):
+    cdef object value_of(self, bytes data, uint64_t flags):
+        """The value of stored bytes; CorruptionError, or what the codec raises."""
+        if flags & MMAPDS_COMPRESSED:
+            data = self._decompress(data)
         if self.raw:
             return data
         if self.unpack is not None:
-            try:
-                return self.unpack(data)
-            except Exception:
-                pass                        # keys that are no text, or damage: the codec knows
+            value = called(self.unpack, data)
+            if value is not None:           # None may be the value: then the codec says so
+                return value
         return self.decode(memoryview(data))
 
     cdef object received(self, bytes data, queue_item *item):
         """The value of an item that is ours alone."""
         if <uint64_t>hash_of(data) != item.hash:
             self._spoilt(data, f"{item.epoch}-{item.sequence}", "its bytes are not what was put")
+        if self.raw and not item.flags & MMAPDS_COMPRESSED:
+            return data
         try:
-            return self.value_of(self._decompress(data) if item.flags & MMAPDS_COMPRESSED else data)
+            return self.value_of(data, item.flags)
         except CorruptionError as error:
             self._spoilt(data, f"{item.epoch}-{item.sequence}", str(error))
         except Exception as error:          # the codec's own: the item is gone, its bytes are not
@@ -295,7 +299,7 @@ cdef class QueueTake(QueuePut):
                 claim.done(False)
                 self._spoilt(data, claim.id, "its bytes are not what was put")
             try:
-                claim.item = self.value_of(self._decompress(data) if item.flags & MMAPDS_COMPRESSED else data)
+                claim.item = self.value_of(data, item.flags)
             except CorruptionError as error:
                 self._bury(claim, "cannot be decoded", error)
                 raise

@@ -177,3 +177,16 @@ def test_every_handle_sees_the_dead_letters(queue_path: str) -> None:
             assert [(letter.item, letter.reason) for letter in handle.dead] == expected
     with Queue(queue_path) as again:
         assert len(again.dead) == 2
+
+
+def test_a_full_queue_takes_no_letter_back(queue_path: str) -> None:
+    with Queue(queue_path, maxsize=1) as q:
+        q.put("bad")
+        q.claim(0).bury("why not")
+        q.put("in the way")
+        with pytest.raises(Full):
+            q.dead.requeue()
+        assert [letter.item for letter in q.dead] == ["bad"]
+        assert q.get() == "in the way"
+        assert q.dead.requeue() == 1
+        assert (q.get(), len(q.dead)) == ("bad", 0)
