@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmapds import Claim, Empty, Queue
+from mmapds import Claim, Empty, Full, Queue
 
 
 @pytest.fixture
