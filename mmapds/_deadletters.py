@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
-from mmapds import _compression
+from mmapds import _deflate
 from mmapds._native.queuescan import FLAGS
 from mmapds._queuefiles import DEAD, META
 from mmapds.errors import Closed, CorruptionError
@@ -101,7 +101,7 @@ class DeadLetters:
         for name, attempts, born, buried, reason, error, flags, payload in self._letters().values():
             item = None
             try:
-                item = self._queue._value_of(_compression.unpack(payload) if flags & FLAGS["compressed"] else payload)
+                item = self._queue._value_of(_deflate.unpack(payload) if flags & FLAGS["compressed"] else payload)
             except Exception as failed:  # noqa: BLE001  the codec may be the user's own; the others are to be seen
                 error = error or error_text(failed)
             yield DeadLetter(name, item, attempts, born / 1e9, buried / 1e9, reason, error)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from mmapds import _compression
+from mmapds import _deflate
 from mmapds._native import kernel
 from mmapds._native.queuescan import FLAGS, Record, SegmentReader, boottime, parse_holders
 from mmapds._queuemaps import CLAIMED, DELAYED, LEASED, NO_SEGMENT, READY, QueueMaps
@@ -54,7 +54,7 @@ class QueueLook(QueueMaps):
         if xxhash.xxh3_64_intdigest(data) != record.hash:
             raise Empty
         if record.flags & FLAGS["compressed"]:
-            data = _compression.unpack(data)
+            data = _deflate.unpack(data)
         return self._value_of(data)
 
     def _held(self, waiting: list[dict[str, int]]) -> Iterator[tuple[tuple[int, int], SegmentReader, Record]]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import NoReturn
 
-from mmapds import _compression, files
+from mmapds import _deflate, files
 from mmapds._native import kernel
 from mmapds._native.queue import QueueCore
 from mmapds._native.queuescan import (
@@ -199,11 +199,11 @@ class QueueMaps(QueueCore):
         self._map_entries(self._backing.meta.descriptor(), self._backing.meta.size)
 
     def _compress(self, data: bytes) -> tuple[bytes, int]:
-        packed = _compression.pack(data, self._level)
+        packed = _deflate.pack(data, self._level)
         return (data, 0) if packed is None else (packed, FLAGS["compressed"])
 
     def _decompress(self, data: bytes) -> bytes:
-        return _compression.unpack(data)
+        return _deflate.unpack(data)
 
     def _refuse(self) -> NoReturn:
         """What a handle says that may not change anything."""

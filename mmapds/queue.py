@@ -31,7 +31,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
-from mmapds import _compression, _queuefiles, codecs, files
+from mmapds import _deflate, _queuefiles, codecs, files
 from mmapds._deadletters import DeadLetters
 from mmapds._native import kernel
 from mmapds._native.atomic import own_methods
@@ -140,7 +140,7 @@ class Queue(QueueAsync):
             )
         asked = {"segment_size": segment_size, "maxsize": maxsize, "max_bytes": max_bytes, "max_attempts": max_attempts}
         check_options(asked, durability, retry_delay, lease)
-        packed = _compression.parse(compress)
+        packed = _deflate.parse(compress)
         name = os.path.abspath(os.fspath(path))
         self._configure(name, mode, durability or "process")
         try:
@@ -210,11 +210,11 @@ class Queue(QueueAsync):
         ):
             raise CorruptionError(f"{self.path}: meta stores segments of {size} bytes: restore a copy")
         self._level, self._least = header.options[4:6]
-        self.compress = _compression.text_of(self._level, self._least)
+        self.compress = _deflate.text_of(self._level, self._least)
         shown = {**stored, "compress": self.compress, "durability": header.durability}
         wanted: dict[str, object] = {
             **asked,
-            "compress": _compression.text_of(*packed) if packed else None,
+            "compress": _deflate.text_of(*packed) if packed else None,
             "durability": durability,
         }
         for option, value in wanted.items():

@@ -8,7 +8,7 @@ import struct
 from contextlib import suppress
 from typing import Any
 
-from mmapds import _compression, files
+from mmapds import _deflate, files
 from mmapds._native import kernel
 from mmapds._native.queuescan import SegmentReader, boottime
 from mmapds._queuefiles import DEAD, META, QUARANTINE, SEGMENT, boot_offset, segment_name
@@ -46,7 +46,7 @@ def _described_meta(fd: int, folder: str, header: files.Header) -> dict[str, obj
             "maxsize": maxsize,
             "max_bytes": max_bytes or None,
             "max_attempts": max_attempts or None,
-            "compress": _compression.text_of(level, least),
+            "compress": _deflate.text_of(level, least),
         },
         "durability_failed": bool(header.failed),
         "in_use": kernel.locked(fd, kernel.LOCK_SLOT),

@@ -18,7 +18,7 @@ from mmapds import codecs
 from mmapds.codecs import _builtin
 from mmapds.errors import CorruptionError, IncompatibleFormat, SchemaMismatch
 
-ROOT = pathlib.Path(codecs.__file__).parent.parent
+ROOT = pathlib.Path(codecs.__file__).parents[2]
 PLAIN = np.dtype([("id", "<i4"), ("name", "S5"), ("at", "<M8[ns]")])
 
 

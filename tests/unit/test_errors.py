@@ -27,6 +27,8 @@ PUBLIC = {
     "ForkedHandle": RuntimeError,
     "NotInitialised": RuntimeError,
     "Closed": ValueError,
+    "ShutDown": Exception,
+    "StaleClaim": RuntimeError,
 }
 ERRNO = {
     "WriterBusy": errno.EAGAIN,
