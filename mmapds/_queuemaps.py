@@ -196,7 +196,7 @@ class QueueMaps(QueueCore):
         self._publish_entries(wanted)
 
     def _remap(self) -> None:
-        self._map_entries(self._backing.meta.descriptor(), self._backing.meta.size)
+        self._map_entries(self._backing.meta.descriptor())
 
     def _compress(self, data: bytes) -> tuple[bytes, int]:
         packed = _deflate.pack(data, self._level)

@@ -25,7 +25,7 @@ from mmapds._native.atomics cimport (
 )
 from mmapds._native.kernel cimport (
     LockFile, epoch_word, kernel_clock_ns, kernel_futex_wait, kernel_futex_wake, kernel_link_fd, kernel_lost,
-    kernel_rename_new, kernel_sleep_ns, raise_errno,
+    kernel_rename_new, kernel_size, kernel_sleep_ns, raise_errno,
 )
 from mmapds._native.lockword cimport Owner
 from mmapds._native.region cimport Mapping, redirty
@@ -102,6 +102,9 @@ cdef class QueueView:
         mapping.seal = &control.sentinel
         mapping.check()
         self.view.capacity = load_acquire_u64(&control.capacity)
+        if kernel_size(fd) > size:      # after the capacity, which is raised when the file is long enough
+            mapping.place(0, fd, 0, (kernel_size(fd) + MMAPDS_PAGE - 1) & -MMAPDS_PAGE, MAP_SHARED)
+            size = kernel_size(fd)
         if self.view.capacity < 1 or self.view.capacity > (size - CONTROL) // sizeof(mmapds_held):
             raise CorruptionError(
                 f"{self.path}: meta says that it has {self.view.capacity} entries, in {size} bytes: restore a copy"
@@ -435,10 +438,11 @@ cdef class QueueView:
         """How many entries the file has, and how many are mapped."""
         return load_acquire_u64(&self.view.control.capacity), self.view.capacity
 
-    def _map_entries(self, int fd, Py_ssize_t size):
-        """Maps the entries that the file, of `size` bytes, has more by now."""
+    def _map_entries(self, int fd):
+        """Maps the entries that the file has more by now."""
         self.opened()
         cdef uint64_t capacity = load_acquire_u64(&self.view.control.capacity)
+        cdef Py_ssize_t size = kernel_size(fd)  # after the capacity, which is raised when the file is long enough
         cdef Py_ssize_t end = (CONTROL + self.view.capacity * sizeof(mmapds_held) + MMAPDS_PAGE - 1) & -MMAPDS_PAGE
         cdef Py_ssize_t needed = (CONTROL + capacity * sizeof(mmapds_held) + MMAPDS_PAGE - 1) & -MMAPDS_PAGE
         if capacity < self.view.capacity or capacity > RESERVE // sizeof(mmapds_held) or needed > size:
