@@ -44,19 +44,21 @@ def kill_some(job, count, longest, size=8):
     data = {reading: b"" for _, reading in running}
     for reading in data:
         os.set_blocking(reading, False)
-    def drain():
+    def drain(ended):
         for reading in data:
             try:
                 while piece := os.read(reading, 1 << 16):
                     data[reading] += piece
+                    if not ended:  # who writes faster than this reads would keep it for ever
+                        break
             except BlockingIOError:
                 pass
     while (left := end - time.monotonic()) > 0:
         select.select(data, [], [], left)
-        drain()
+        drain(False)
     for pid, reading in running:
         killed += victims.end(pid) == -9
-    drain()
+    drain(True)
     for _, reading in running:
         os.close(reading)
         assert len(data[reading]) % size == 0
