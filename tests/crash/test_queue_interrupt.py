@@ -171,7 +171,9 @@ def run(seconds):
     finished = interrupted = 0
     end = time.monotonic() + seconds
     signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
-    while time.monotonic() < end:
+    while time.monotonic() < end or (min(finished, interrupted) <= 20 and time.monotonic() < end + 30):
+        if time.monotonic() > end:  # a busy machine: less often
+            signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
         try:
             armed = True
             for _ in range(200):
