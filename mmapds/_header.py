@@ -21,7 +21,6 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import xxhash
 
@@ -176,7 +175,7 @@ def parse_header(page: bytes, path: str, kind: str | None = None) -> Header:
 
 def boot_id() -> bytes:
     """16 bytes that the kernel draws at each boot."""
-    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+    return bytes.fromhex(kernel.read_small("/proc/sys/kernel/random/boot_id").decode().strip().replace("-", ""))
 
 
 def set_origin(fd: int, page: bytearray) -> None:

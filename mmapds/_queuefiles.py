@@ -20,7 +20,6 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from pathlib import Path
 
 from mmapds import files
 from mmapds._native import kernel
@@ -44,7 +43,7 @@ def segment_name(number: int) -> str:
 def boot_offset() -> int:
     """What this time namespace adds to CLOCK_BOOTTIME, in nanoseconds."""
     with suppress(OSError, ValueError):
-        for line in Path("/proc/self/timens_offsets").read_text().splitlines():
+        for line in kernel.read_small("/proc/self/timens_offsets").decode().splitlines():
             name, seconds, nanoseconds = line.split()
             if name in ("boottime", "7"):
                 return int(seconds) * 10**9 + int(nanoseconds)

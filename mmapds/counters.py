@@ -23,14 +23,12 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
-import warnings
-from collections.abc import Callable, ItemsView, MutableMapping, ValuesView
+from collections.abc import ItemsView, MutableMapping, ValuesView
 from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, TypeVar, overload
 
 from mmapds import files
+from mmapds._handle import Handle
 from mmapds._native import kernel
 from mmapds._native.atomic import own_methods
 from mmapds._native.counters import CountersCore
@@ -62,7 +60,7 @@ else:  # Python 3.11 has no type variables with a default
 
 
 @own_methods
-class Counters(_Numbers[_V]):
+class Counters(_Numbers[_V], Handle):
     """Counters in the file at `path`, by name or by index; a mapping of names to values.
 
     path
@@ -330,8 +328,7 @@ class Counters(_Numbers[_V]):
         When it returns after waiting, they survive power loss. DurabilityFailed if the disk did not take them: the next
         call writes everything anew. Does nothing in modes ``private`` and ``readonly``, which have nothing to write.
         """
-        if self.closed:
-            raise Closed(f"{self.path}: these counters are closed")
+        self._check_open()
         if self.mode != "shared":
             return
         file = self._backing
@@ -348,28 +345,17 @@ class Counters(_Numbers[_V]):
 
     def check(self) -> None:
         """Checks every invariant of the file, and changes nothing; `CorruptionError` says which one is broken."""
-        from mmapds.inspection import verify
+        from mmapds.inspection import check
 
-        broken = [finding for finding in verify(self.path) if finding.severity == "error"]
-        if broken:
-            raise CorruptionError("; ".join(f"{finding.where}: {finding.what}" for finding in broken))
+        check(self.path)
 
-    def __enter__(self) -> Self:
+    @property
+    def _is_closed(self) -> bool:
+        return self.closed
+
+    def _check_open(self) -> None:
         if self.closed:
             raise Closed(f"{self.path}: these counters are closed")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not self.closed and not _finalizing():
-            try:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            finally:
-                self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("counters are not copied or pickled: open the path once more")

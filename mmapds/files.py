@@ -412,7 +412,7 @@ class OpenFile(Opened):
 
     def write_holder(self) -> None:
         """Says, for the messages of others, who has the writer's lock."""
-        name = Path("/proc/self/comm").read_bytes().strip()[:31]
+        name = kernel.read_small("/proc/self/comm").strip()[:31]
         os.pwrite(self.fd, struct.pack("<QQ32s", os.getpid(), time.time_ns(), name), HOLDER.start)
 
     def read_holder(self) -> str:

@@ -24,15 +24,12 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
-import warnings
-from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn
 
 from mmapds import _deflate, _queuefiles, codecs, files
 from mmapds._deadletters import DeadLetters
+from mmapds._handle import Handle
 from mmapds._native import kernel
 from mmapds._native.atomic import own_methods
 from mmapds._native.claim import Claim
@@ -49,7 +46,7 @@ _STORED = ("segment_size", "maxsize", "max_bytes", "max_attempts")
 
 
 @own_methods
-class Queue(QueueAsync):
+class Queue(QueueAsync, Handle):
     """A FIFO queue in the directory at `path`, for any number of processes that put and take.
 
     path
@@ -310,8 +307,7 @@ class Queue(QueueAsync):
         When it returns after waiting, what was put before survives power loss. DurabilityFailed if the disk did not
         take it: the next call writes everything anew. Does nothing in modes ``private`` and ``readonly``.
         """
-        if self.closed:
-            raise Closed(f"{self.path}: this queue is closed")
+        self._check_open()
         if self.mode != "shared":
             return
         self.dead._flush(wait)  # first: a letter must not be lost because its item is known to be done
@@ -360,30 +356,18 @@ class Queue(QueueAsync):
 
     def check(self) -> None:
         """Checks every invariant of the queue, and changes nothing; `CorruptionError` says which one is broken."""
+        self._check_open()
+        from mmapds.inspection import check
+
+        check(self.path)
+
+    @property
+    def _is_closed(self) -> bool:
+        return self.closed
+
+    def _check_open(self) -> None:
         if self.closed:
             raise Closed(f"{self.path}: this queue is closed")
-        from mmapds.inspection import verify
-
-        broken = [finding for finding in verify(self.path) if finding.severity == "error"]
-        if broken:
-            raise CorruptionError("; ".join(f"{finding.where}: {finding.what}" for finding in broken))
-
-    def __enter__(self) -> Self:
-        if self.closed:
-            raise Closed(f"{self.path}: this queue is closed")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not self.closed and not _finalizing():
-            try:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            finally:
-                self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a queue is not copied or pickled: open the path once more")

@@ -18,19 +18,16 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import xxhash
 
 from mmapds import codecs, files
 from mmapds._datafiles import DataFiles
+from mmapds._handle import Handle
 from mmapds._native import kernel
 from mmapds._native.region import FLAGS, Mapping
 from mmapds._native.writer import Writer, WriteResult
@@ -52,7 +49,7 @@ _WRITE = FLAGS["READ"] | FLAGS["WRITE"]
 _RETRY = 1.0  # seconds between two searches for a slot while all are taken
 
 
-class Synchronizer(Writer):
+class Synchronizer(Writer, Handle):
     """One value, published in versions under ``<prefix>_sync``, ``<prefix>_data_0`` and ``<prefix>_data_1``.
 
     prefix
@@ -257,8 +254,7 @@ class Synchronizer(Writer):
         if now < self._retry:
             return False
         with self._registering():
-            if self._is_closed:
-                raise Closed("this Synchronizer is closed")
+            self._check_open()
             try:
                 locks = self._file.live_locks()
             except OSError:  # no permission any more, after a fork and setuid; too many open files
@@ -378,28 +374,13 @@ class Synchronizer(Writer):
 
     def check(self) -> None:
         """Checks every invariant of the files, and changes nothing; `CorruptionError` says which one is broken."""
-        from mmapds.inspection import verify
+        from mmapds.inspection import check
 
-        broken = [finding for finding in verify(self._path) if finding.severity == "error"]
-        if broken:
-            raise CorruptionError("; ".join(f"{finding.where}: {finding.what}" for finding in broken))
+        check(self._path)
 
-    def __enter__(self) -> Self:
+    def _check_open(self) -> None:
         if self._is_closed:
             raise Closed("this Synchronizer is closed")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not self._is_closed and not _finalizing():
-            try:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            finally:
-                self.close()
 
     def __repr__(self) -> str:
         try:

@@ -188,6 +188,27 @@ static inline int kernel_fill(int fd, const char *source, size_t length, int64_t
     return 0;
 }
 
+/* Up to `size` bytes from the start of a file (of /proc, say): how many, or -errno. */
+static inline int64_t kernel_read_small(const char *path, char *room, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    int64_t done = 0;
+    while (done < (int64_t)size) {
+        ssize_t got = read(fd, room + done, size - done);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            done = -errno;
+        if (got <= 0)
+            break;
+        done += got;
+    }
+    close(fd);
+    return done;
+}
+
 static inline int64_t kernel_filesystem(int fd)
 {
     struct statfs found;

@@ -12,6 +12,7 @@ cdef extern from "kernel.h" nogil:
     int kernel_link_fd(int fd, const char *path)
     int kernel_rename_new(const char *source, const char *target)
     int kernel_fill(int fd, const char *source, size_t length, int64_t offset)
+    int64_t kernel_read_small(const char *path, char *room, size_t size)
     int64_t kernel_filesystem(int fd)
     int64_t kernel_size(int fd)
     int64_t kernel_room(int fd)

@@ -255,6 +255,16 @@ def rename_new(source, target):
         raise_errno(-failed, target)
 
 
+def read_small(path):
+    """The first 4095 bytes of a file, as those in /proc; one call, so that no signal handler comes between open and close."""
+    cdef bytes name = os.fsencode(path)
+    cdef char[4096] room
+    cdef int64_t found = kernel_read_small(name, room, sizeof(room) - 1)
+    if found < 0:
+        raise_errno(<int>-found, path)
+    return room[:found]
+
+
 def filesystem(int fd):
     """The statfs f_type of the file system that `fd` lies on."""
     cdef int64_t found = kernel_filesystem(fd)

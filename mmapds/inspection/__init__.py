@@ -26,6 +26,7 @@ import os
 import re
 
 from mmapds import files
+from mmapds.errors import CorruptionError
 from mmapds.inspection import _counters, _counters_check, _crate, _queue, _queue_check, _queue_words, _sync, _sync_check
 from mmapds.inspection._base import Finding, Report, described_header, first_page, opened
 from mmapds.region import StrPath
@@ -90,6 +91,13 @@ def verify(path: StrPath) -> list[Finding]:
         "header was checked",
     )
     return report.findings()
+
+
+def check(path: StrPath) -> None:
+    """CorruptionError with all that `verify` calls an error, if there is any: what the structures' own `check` does."""
+    broken = [finding for finding in verify(path) if finding.severity == "error"]
+    if broken:
+        raise CorruptionError("; ".join(f"{finding.where}: {finding.what}" for finding in broken))
 
 
 def _resolve(path: str) -> str:
