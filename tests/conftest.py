@@ -54,7 +54,13 @@ UNCHECKED = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In a container temporary files often lie on overlayfs, which mmapds refuses unless it is told otherwise."""
+    """In a container temporary files often lie on overlayfs, which mmapds refuses unless it is told otherwise.
+
+    Signals that nohup, or a shell's background, has us ignore would be ignored by the processes that we start too.
+    """
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     fd = os.open(tempfile.gettempdir(), os.O_RDONLY)
     try:
         files.check_filesystem(fd, tempfile.gettempdir(), "process")
