@@ -3,10 +3,10 @@ speed, and need no server.
 
 The layers, imports pointing downwards only::
 
-    cli  bench                              what a shell can do
-    Synchronizer  Counters  Queue           structures: policy in Python on a Cython hot class
-    codecs  region  files  errors           values, mapped memory, how files come to life
-    _native                                 every multi-step change of shared memory, layouts, the kernel's calls
+    cli  bench                                      what a shell can do
+    Synchronizer  Counters  Queue  SnapshotMap      structures: policy in Python on a Cython hot class
+    codecs  region  files  errors                   values, mapped memory, how files come to life
+    _native                                         each multi-step change of shared memory, layouts, system calls
 """
 
 from queue import Empty, Full
@@ -17,6 +17,7 @@ from mmapds._native.counter import Counter, FloatCounter
 from mmapds._native.lockword import Lock
 from mmapds._native.results import ReadResult
 from mmapds._native.writer import WriteResult
+from mmapds._snapview import Snapshot
 from mmapds.counters import Counters
 from mmapds.errors import (
     Closed,
@@ -36,6 +37,7 @@ from mmapds.errors import (
 )
 from mmapds.queue import Queue
 from mmapds.region import Region
+from mmapds.snapshot import SnapshotMap, Transaction
 from mmapds.synchronizer import Synchronizer
 
 __version__ = "0.1.0"
@@ -63,8 +65,11 @@ __all__ = [
     "Region",
     "SchemaMismatch",
     "ShutDown",
+    "Snapshot",
+    "SnapshotMap",
     "StaleClaim",
     "Synchronizer",
+    "Transaction",
     "UnsupportedFilesystem",
     "WriteResult",
     "WriterBusy",

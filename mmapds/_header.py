@@ -21,6 +21,7 @@ import os
 import struct
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import xxhash
 
@@ -173,8 +174,9 @@ def parse_header(page: bytes, path: str, kind: str | None = None) -> Header:
     )
 
 
+@cache
 def boot_id() -> bytes:
-    """16 bytes that the kernel draws at each boot."""
+    """16 bytes that the kernel draws at each boot. Read once: a process does not outlive it."""
     return bytes.fromhex(kernel.read_small("/proc/sys/kernel/random/boot_id").decode().strip().replace("-", ""))
 
 

@@ -20,6 +20,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import cache
 
 from mmapds import files
 from mmapds._native import kernel
@@ -40,6 +41,7 @@ def segment_name(number: int) -> str:
     return f"{number:016x}.segment"
 
 
+@cache
 def boot_offset() -> int:
     """What this time namespace adds to CLOCK_BOOTTIME, in nanoseconds."""
     with suppress(OSError, ValueError):

@@ -112,6 +112,64 @@
       The words from `state` to `place` change, and matter to recovery only; while a boot lasts, meta alone tells what has
       become of an item. A record with MMAPDS_END has no payload and says that its segment has no more.
 
+   SNAPSHOT MAP: a directory with a Synchronizer named "manifest" (its values are the manifests), layers, and one delta
+
+   MANIFEST (words of 8 bytes)
+
+           0     8  magic             MMAPDS_MANIFEST
+           8     8  number            the next new file's
+          16     8  entries           len of the map
+          24     8  keys              0 none yet, 1 str, 2 bytes
+          32     8  clock             the map's time is CLOCK_BOOTTIME plus this, on the boot that
+          40    16  boot_id           ... says; on another one it is the wall clock's
+          56     8  delta             its number, or 0
+          64    16  delta identity
+          80     8  delta end         bytes of it that are published
+          88     8  layers            how many, newest first, 48 bytes each:
+                                      u64 number, identity (16), u64 records, u64 bytes (of the file), u64 (zero)
+
+   LAYER (<path>/<number>.layer, 16 hexadecimal digits; kind "layer", parent: the manifest's sync file; options: 0 number,
+   1 records, 2 end of the records, 3 bytes of metadata, 4 guide, 5 guide entries, 6 common, 7 table, 8 buckets, 9 probes,
+   10 sums, 11 size of the file, 12 keys, 13 hash of the sums)
+
+           0  4096  header page
+        4096        records, ascending by key (bytewise), one behind the other, at multiples of 8
+         ...        metadata          the user's, msgpack, zero padded to a multiple of 8
+       guide        for each 16th record, from the first on: u64 8 bytes of its key from byte `common` on (big-endian, zero
+                    padded), u64 its offset; the first `common` bytes are the same in all keys
+       table        buckets x 64 bytes (at a multiple of 64): 8 x u64: offset / 8 in the upper 48 bits, the lower 16 bits of
+                    the key's xxh3_64 below; 0: free. A key's first bucket is hash * buckets >> 64; one that is full goes
+                    on in the next one, at most `probes` in all.
+        sums        u64 xxh3_64 of each 64 KiB from 4096 to here, the last one shorter
+    size - 8     8  sentinel          MMAPDS_SENTINEL
+
+      record 0     4  bytes of key (lower 20 bits), MMAPDS_PAIR, MMAPDS_GONE, _EXPIRES, _LONG
+             4     4  bytes of value, if not MMAPDS_LONG
+                   8  bytes of value, if MMAPDS_LONG
+                   8  when it expires, nanoseconds on the map's clock, if MMAPDS_EXPIRES
+                   n  key, zero padded to a multiple of 8
+                   n  value, likewise; none if MMAPDS_GONE, which hides what older layers say
+
+   DELTA (<path>/<number>.delta; kind "delta", parent: the manifest's sync file; options: 0 number, 1 size, 2 buckets)
+
+           0  4096  header page
+        4096    64  written           u64: end of the last batch whose nodes are linked, or being linked
+        4160  4032  (zero)
+        8192        heads             buckets x u32: the newest node, its offset / 8, of keys whose hash is in this bucket
+         ...        batches, one behind the other, each of one commit
+    size - 8     8  sentinel          MMAPDS_SENTINEL
+
+      batch  0     8  check           mmapds_batch_check, over all that follows up to 64
+             8     8  hash            xxh3_64 of its records
+            16     8  size            of the batch, in bytes
+            24     8  count           of its records
+            32     8  version         of the map, which it makes
+            40     8  entries         len of the map then
+            48    16  (zero)
+            64        nodes           count x 16: u32 next (an older node's offset / 8, or 0), u32 offset / 8 of the record,
+                                      u64 hash of the key
+                      records         as in a layer, in no order
+
    EMMAP COUNTERS FILE (not ours: written by emmap, of Erlang)
 
            0     8  magic             "EMMAP01\n"
@@ -431,6 +489,75 @@ static inline uint64_t mmapds_item_state(unsigned what, uint32_t attempts, const
     if (more)
         more = mmapds_mix(mmapds_mix(mmapds_mix(key, after[0]), after[1]), after[2]);
     return number | mmapds_mix((number ^ key) * 0xc2b2ae3d27d4eb4fULL, position + more) << 32;
+}
+
+/* ---- snapshot map -------------------------------------------------------------------------------------------- */
+
+enum {
+    MMAPDS_KEY = 65536,      /* bytes in a key, at most */
+    MMAPDS_BLOCK = 65536,    /* bytes under one sum */
+    MMAPDS_GUIDED = 16,      /* records for each entry of the guide */
+    MMAPDS_BUCKET = 8,       /* entries in a bucket of the table: a cache line */
+    MMAPDS_LAYERS = 12,      /* in a manifest, at most */
+};
+
+#define MMAPDS_MANIFEST 0x74736566696e616dULL /* "manifest" */
+
+#define MMAPDS_PAIR 0x80000000U /* in every record: zeros are none */
+#define MMAPDS_GONE 0x40000000U
+#define MMAPDS_EXPIRES 0x20000000U
+#define MMAPDS_LONG 0x10000000U
+#define MMAPDS_KEY_BITS 0xfffffU
+
+typedef struct {
+    uint64_t magic, number, entries, keys, clock;
+    uint8_t boot_id[16];
+    uint64_t delta;
+    uint8_t delta_identity[16];
+    uint64_t delta_end, layers;
+} mmapds_manifest;
+
+typedef struct {
+    uint64_t number;
+    uint8_t identity[16];
+    uint64_t records, bytes, zero;
+} mmapds_manifest_layer;
+
+typedef struct {
+    uint64_t prefix, offset;
+} mmapds_guide;
+
+typedef struct {
+    mmapds_header header;
+    uint64_t written;
+    uint8_t rest[4088];
+    uint32_t heads[];
+} mmapds_delta;
+
+typedef struct {
+    uint32_t next, record;
+    uint64_t hash;
+} mmapds_node;
+
+typedef struct {
+    uint64_t check, hash, size, count, version, entries, zero[2];
+    mmapds_node nodes[];
+} mmapds_batch;
+
+_Static_assert(sizeof(mmapds_manifest) == 96, "manifest");
+_Static_assert(offsetof(mmapds_manifest, delta) == 56, "manifest");
+_Static_assert(sizeof(mmapds_manifest_layer) == 48, "manifest");
+_Static_assert(offsetof(mmapds_delta, written) == 4096, "delta");
+_Static_assert(offsetof(mmapds_delta, heads) == 8192, "delta");
+_Static_assert(sizeof(mmapds_node) == 16, "delta");
+_Static_assert(offsetof(mmapds_batch, nodes) == 64, "delta");
+
+/* Binds a batch to its place in its delta. */
+static inline uint64_t mmapds_batch_check(const mmapds_batch *batch, uint64_t offset, const uint8_t identity[16])
+{
+    uint64_t acc = mmapds_mix(mmapds_mix(mmapds_mix(0x6261746368ULL, offset), batch->hash), batch->size);
+    acc = mmapds_mix(mmapds_mix(mmapds_mix(acc, batch->count), batch->version), batch->entries);
+    return mmapds_mix_identity(acc, identity);
 }
 
 #define MMAPDS_EMMAP_MAGIC 0xa313050414d4d45ULL /* "EMMAP01\n" */

@@ -106,9 +106,28 @@ cdef class Writer(LeftRight):
         self.writing = 0
         self.target0 = self.target1 = None
 
+    def _pause_writing(self):
+        """Ends the writing for now; what _resume_writing is to get."""
+        self.writing = 0
+        return (self.sync.sequence, self.sync.records[0].generation, self.sync.records[1].generation, self.lock_fd,
+                self.epoch[0])
+
+    def _resume_writing(self, paused, int lock_fd):
+        """We have the writer's lock again. False if somebody else may have had it since (who raised the generations), or this
+        is a fork's child: then all begins anew."""
+        if paused != (self.sync.sequence, self.sync.records[0].generation, self.sync.records[1].generation, lock_fd,
+                      self.epoch[0]):
+            return False
+        self.writing = self.epoch[0]
+        return True
+
     @property
     def _is_writer(self):
         return self.writing == self.epoch[0]
+
+    @property
+    def _failed_word(self):
+        return self.sync.header.failed
 
     def _set_failed(self, bint failed):
         store_seq_cst_u64(&self.sync.header.failed, failed)

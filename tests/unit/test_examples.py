@@ -1,4 +1,4 @@
-"""The examples about regions, counters and queues run by themselves, and leave nothing behind."""
+"""The examples about regions, counters, queues and maps run by themselves, and leave nothing behind."""
 
 import os
 import re
@@ -137,3 +137,45 @@ def test_job_queue_finds_workers_that_do_it_wrongly(tmp_path: Path, changes: dic
     done = run_changed("job_queue.py", {**changes, **FEWER}, tmp_path)
     assert done.returncode == 1, done
     assert done.stdout.splitlines()[-1:] == ["THE BOOKS ARE WRONG"], done
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_feature_map(tmp_path: Path, attempt: int) -> None:
+    who, versions, clicks, liked, verdict = run("feature_map.py", tmp_path).splitlines()
+    producers, dead_producers, readers, dead_readers, failed = map(int, re.findall(r"\d+", who))
+    assert (producers, dead_producers, failed) == (2, 1, 0), who
+    assert 0 < dead_readers <= readers - 3, who
+    published, seen, looks, wrong, fallen = map(int, re.findall(r"\d+", versions))
+    assert published > 1000, versions
+    assert 10 < seen <= looks, versions
+    assert wrong == fallen == 0, versions
+    position, missing, blocks = map(int, re.findall(r"\d+", clicks))
+    assert (position, missing) == (20_000, 0), clicks
+    assert blocks > 0
+    counts = [int(count) for count in re.findall(r"\((\d+) clicks\)", liked)]
+    assert len(counts) == 3
+    assert counts == sorted(counts, reverse=True), liked
+    assert verdict == "every version was whole, and no click was lost"
+
+
+POSITION = '                txn["position"] = position\n'
+FEWER_CLICKS = {
+    "CLICKS, USERS, ITEMS, READERS = 20_000": "CLICKS, USERS, ITEMS, READERS = 6_000",
+    "PAUSE = 0.03": "PAUSE = 0.01",
+}
+WRONG_MAPS = {
+    "position in a transaction of its own": {
+        POSITION: '            with m.transaction() as txn:\n                txn["position"] = position\n'
+    },
+    "from the beginning after a kill": {'        position = m.get("position", 0)\n': "        position = 0\n"},
+    "looked at without a snapshot": {"            with m.snapshot() as view:\n": "            if view := m:\n"},
+    "an index with old entries": {"    txn.pop(rank(item, clicks), None)\n": ""},
+    "a producer that fails": {POSITION: f"{POSITION}                assert position < 3_000\n"},
+}
+
+
+@pytest.mark.parametrize("changes", WRONG_MAPS.values(), ids=WRONG_MAPS)
+def test_feature_map_finds_who_does_it_wrongly(tmp_path: Path, changes: dict[str, str]) -> None:
+    done = run_changed("feature_map.py", {**changes, **FEWER_CLICKS}, tmp_path)
+    assert done.returncode == 1, done
+    assert done.stdout.splitlines()[-1:] == ["THE MAP IS WRONG"], done
