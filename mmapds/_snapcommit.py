@@ -102,9 +102,10 @@ class Committer:
             if used is not None:
                 self._fold()
                 changes = Changes(self._state, changed)  # what had expired is gone
-            made = self._files.new_delta(self._take_number())
+            made = self._files.new_delta(self._take_number(), self._state.entries)
             self._contents = replace(self._contents, delta=made)
-            delta = self._owner._written = self._files.delta(made, writable=True)
+            delta, _ = self._files.delta(made, writable=True)
+            self._owner._written = delta
             used = made
         state = self._state
         entries = state.entries + changes.gained
@@ -121,9 +122,9 @@ class Committer:
         delta = self._owner._written
         if delta is None or delta.identity != ref.identity:
             self._owner._written = None
-            if not self._files.delta_is_ours(ref):
+            delta, ours = self._files.delta(ref, writable=True)
+            if not ours:
                 return None
-            delta = self._files.delta(ref, writable=True)
         if delta.written not in (ref.end, 0) or (delta.written == 0 and ref.end != delta.start):
             self._owner._written = None
             return None  # a writer died, or was interrupted, between its batch and its manifest
@@ -167,7 +168,13 @@ class Committer:
                 break
             size += sum(layer.bytes for layer in layers[count:alike])
             count = alike
-        return max(count, len(layers) + 1 - MOST_KEPT)
+        if count < (forced := len(layers) + 1 - MOST_KEPT):
+            size += sum(layer.bytes for layer in layers[count:forced])
+            count = forced
+            while count < len(layers) and layers[count].bytes < RATIO * size:  # or the newest one would grow each time
+                size += layers[count].bytes
+                count += 1
+        return count
 
     def _merge(self, cursor: Cursor, count: int, keys: int, entries: int, progress: Progress | None = None) -> None:
         """A layer of what the cursor has, of the delta, and of the newest `count` layers, which it replaces."""

@@ -7,7 +7,7 @@ from then on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sortedcontainers import SortedList
@@ -78,16 +78,9 @@ class Covered(MapView, _Mutable):
             raise KeyError(key)
         self._change(key, None)
 
-    def update(self, other: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = (), /, **more: Any) -> None:  # type: ignore[override]
-        """As for a dict."""
-        self._check_changeable()
-        pairs = other.items() if isinstance(other, Mapping) else other
-        for source in (pairs, more.items()):
-            for key, value in source:
-                self._set(key, value)
-
     def clear(self) -> None:
         """Deletes all entries, one by one."""
+        self._check_changeable()
         for key in list(self):
             self._change(key, None)
 
@@ -97,10 +90,11 @@ class Covered(MapView, _Mutable):
     # ---- walking --------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
+        entries = self._state.entries
         if self._gained is None:
             self._gained = sum((change is not None) - self._stored(key) for key, change in self._changes.items())
             self._count()
-        return self._state.entries + self._gained
+        return entries + self._gained
 
     def _walk(
         self, kind: int, start: bytes | None = None, stop: bytes | None = None, *, backward: bool = False
@@ -117,31 +111,41 @@ class Covered(MapView, _Mutable):
             self._order = SortedList(key if isinstance(key, bytes) else key.encode() for key in self._changes)
             self._count()
         text = self._kind == STR_KEYS
+        # As they are now: what is changed later, dropped or published does not disturb the walk.
+        changed = [
+            (raw, self._changes[raw.decode() if text else raw])
+            for raw in self._order.irange(start, stop, inclusive=(True, False), reverse=backward)
+        ]
         base = self._walk_state(state, KEYS if kind == KEYS else ITEMS, start, stop, backward)
-        # A copy of the keys: what is changed meanwhile does not disturb the walk.
-        changed = list(self._order.irange(start, stop, inclusive=(True, False), reverse=backward))
-        changes = self._changes
+        return self._interleaved(base, changed, kind, text, state, backward)
+
+    def _interleaved(
+        self,
+        base: Iterator[Any],
+        changed: list[tuple[bytes, Change]],
+        kind: int,
+        text: bool,
+        state: State,
+        backward: bool,
+    ) -> Iterator[Any]:
         at = 0
         for found in base:
             key = found if kind == KEYS else found[0]
             raw = key.encode() if text else key
-            while at < len(changed) and (changed[at] > raw if backward else changed[at] < raw):
-                yield from self._one(changed[at], kind, text, state)
+            while at < len(changed) and (changed[at][0] > raw if backward else changed[at][0] < raw):
+                yield from self._one(*changed[at], kind, text, state)
                 at += 1
-            if at < len(changed) and changed[at] == raw:
-                yield from self._one(raw, kind, text, state)
+            if at < len(changed) and changed[at][0] == raw:
+                yield from self._one(*changed[at], kind, text, state)
                 at += 1
-            elif key in changes:  # since the walk began
-                yield from self._one(raw, kind, text, state)
             else:
                 yield found[1] if kind == VALUES else found
-        for raw in changed[at:]:
-            yield from self._one(raw, kind, text, state)
+        for pair in changed[at:]:
+            yield from self._one(*pair, kind, text, state)
 
-    def _one(self, raw: bytes, kind: int, text: bool, state: State) -> Iterator[Any]:
-        key = raw.decode() if text else raw
-        change = self._changes.get(key)
+    def _one(self, raw: bytes, change: Change, kind: int, text: bool, state: State) -> Iterator[Any]:
         if change is not None and (not change[1] or change[1] > state.now):
+            key = raw.decode() if text else raw
             if kind == KEYS:
                 yield key
             else:

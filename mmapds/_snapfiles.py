@@ -78,7 +78,13 @@ class MapFiles:
     def _open(self, number: int, kind: str, identity: bytes, *, writable: bool) -> files.OpenFile:
         """FileNotFoundError if it is gone."""
         path = self.name(number, kind)
-        opened = files.OpenFile(path, kind, writable=writable)
+        try:
+            opened = files.OpenFile(path, kind, writable=writable)
+        except IncompatibleFormat as error:
+            raise CorruptionError(
+                f"{path} is not the {kind} that the manifest names: it was cut, or something else was written there. "
+                "Restore a copy"
+            ) from error
         header = opened.header
         if header.identity != identity or header.parent != self.identity or header.options[0] != number:
             opened.close()
@@ -105,36 +111,30 @@ class MapFiles:
         finally:
             opened.close()
 
-    def delta(self, ref: DeltaRef, *, writable: bool) -> Delta:
-        """Maps the delta. FileNotFoundError if it is gone."""
+    def delta(self, ref: DeltaRef, *, writable: bool) -> tuple[Delta, bool]:
+        """Maps the delta, and says whether this boot wrote it, in this very file: else its links are not to be trusted.
+        FileNotFoundError if it is gone."""
         opened = self._open(ref.number, "delta", ref.identity, writable=writable)
         try:
             if opened.size < 3 * kernel.PAGE:
                 raise CorruptionError(f"{opened.path} has {opened.size} bytes: restore a copy")
             protection = FLAGS["READ"] | (FLAGS["WRITE"] if writable else 0)
             mapping = Mapping(opened.fd, opened.size, protection, FLAGS["SHARED"], opened.path)
-            own = not writable and (self.verify or not opened.same_origin())
-            return Delta(mapping, ref.number, ref.identity, opened.header.options, own)
-        finally:
-            opened.close()
-
-    def delta_is_ours(self, ref: DeltaRef) -> bool:
-        """Whether this boot wrote the delta, in this very file: else its links are not to be trusted."""
-        opened = self._open(ref.number, "delta", ref.identity, writable=False)
-        try:
-            return opened.same_origin()
+            ours = opened.same_origin()
+            own = not writable and (self.verify or not ours)
+            return Delta(mapping, ref.number, ref.identity, opened.header.options, own), ours
         finally:
             opened.close()
 
     # ---- making ---------------------------------------------------------------------------------------------------
 
-    def new_delta(self, number: int) -> DeltaRef:
-        """A delta without a batch."""
+    def new_delta(self, number: int, entries: int) -> DeltaRef:
+        """A delta without a batch, over a map of so many entries."""
         path = self.name(number, "delta")
         page = files.new_header(
             "delta",
             durability=self.durability,
-            options=(number, self.delta_size, DELTA_BUCKETS),
+            options=(number, self.delta_size, DELTA_BUCKETS, entries),
             parent=self.identity,
         )
         end = kernel.SENTINEL.to_bytes(8, "little")

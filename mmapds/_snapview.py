@@ -8,7 +8,7 @@ over the one version that was the newest when the walk began.
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 import msgpack
 
@@ -161,6 +161,16 @@ class MapView(MapCore, _Mapping):
             raise KeyError("last(): the map is empty")
         return pair
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} is not copied or pickled: open the path once more")
+
+    def ttl(self, key: Key) -> float | None:
+        """Seconds until an entry expires; None if it never does. KeyError if there is none, or it has expired."""
+        expires = self._expires(key)
+        if expires is None:
+            raise KeyError(key)
+        return max(0.0, (expires - self._state.now) / 1e9) if expires else None
+
     # ---- about it -------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -233,7 +243,12 @@ class MapView(MapCore, _Mapping):
             "layers": [{"number": one.number, "records": one.records, "bytes": one.size} for one in state.layers],
             "delta": None
             if delta is None
-            else {"number": delta.number, "used": state.end - delta.start, "bytes": delta.limit - delta.start},
+            else {
+                "number": delta.number,
+                "used": state.end - delta.start,
+                "bytes": delta.limit - delta.start,
+                "cut": state.cut,
+            },
         }
 
 

@@ -27,7 +27,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, Self
 
 from mmapds import files
 from mmapds._handle import Handle
@@ -202,12 +202,18 @@ class SnapshotMap(MapView, Handle):
         if before is not None:
             known = {(layer.number, layer.identity): layer for layer in before.layers}
         layers = tuple(known.get((ref.number, ref.identity)) or self._files.layer(ref) for ref in contents.layers)
-        delta, end = None, 0
+        delta, end, entries = None, 0, contents.entries
         if (ref := contents.delta) is not None:
             delta, end = before.delta if before is not None else None, ref.end
             if delta is None or (delta.number, delta.identity) != (ref.number, ref.identity):
-                delta = self._files.delta(ref, writable=False)
-        return State(version, contents.entries, contents.keys, layers, delta, end, contents.clock_here())
+                delta, ours = self._files.delta(ref, writable=False)
+                if not ours and self.durability == "process":  # the power may have gone, and nobody had synced it
+                    end, counted = delta.whole(ref.end)
+                    entries = entries if counted is None else counted
+            elif before is not None and before.cut:
+                end, entries = before.end, before.entries
+        cut = 0 if ref is None else ref.end - end
+        return State(version, entries, contents.keys, layers, delta, end, contents.clock_here(), cut)
 
     def refresh(self) -> int:
         """Goes by the newest version from here on, also with ``follow=False``; its number. `MappingLost` if the path
@@ -326,9 +332,6 @@ class SnapshotMap(MapView, Handle):
     def _check_open(self) -> None:
         if self._is_closed:
             raise Closed(f"{self.path}: this map is closed")
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a map is not copied or pickled: open the path once more")
 
     def __repr__(self) -> str:
         try:

@@ -150,7 +150,8 @@
                    n  key, zero padded to a multiple of 8
                    n  value, likewise; none if MMAPDS_GONE, which hides what older layers say
 
-   DELTA (<path>/<number>.delta; kind "delta", parent: the manifest's sync file; options: 0 number, 1 size, 2 buckets)
+   DELTA (<path>/<number>.delta; kind "delta", parent: the manifest's sync file; options: 0 number, 1 size, 2 buckets,
+   3 len of the map when it was made)
 
            0  4096  header page
         4096    64  written           u64: end of the last batch whose nodes are linked, or being linked

@@ -153,6 +153,7 @@ cdef class Delta:
     cdef char *nodes
     cdef uint64_t node_count, node_room
     cdef uint64_t reached               # up to where batches were looked at
+    cdef uint64_t entries               # len of the map there, if the index is our own
     cdef Order sorted_keys
     cdef int reach(self, uint64_t end) except -1
     cdef int index(self, const char *key, Py_ssize_t size, uint64_t offset) except -1
@@ -166,6 +167,7 @@ cdef class Delta:
 cdef class State:
     """One version of the map. Never changes."""
     cdef readonly uint64_t version, entries
+    cdef readonly uint64_t cut          # bytes of the delta that a power cut has damaged, and that do not count
     cdef readonly int keys
     cdef readonly tuple layers
     cdef readonly Delta delta

@@ -261,7 +261,7 @@ cdef class Delta:
 
     def __init__(self, Mapping mapping not None, uint64_t number, bytes identity not None, tuple options not None, bint own):
         cdef uint64_t size = mapping.size, stored, buckets
-        _, stored, buckets = options[:3]
+        _, stored, buckets, self.entries = options[:4]
         self.mapping = mapping
         self.number = number
         self.identity = identity
@@ -386,8 +386,21 @@ cdef class Delta:
                 self.parse(data, next, at, &record)
                 self.index(record.key, record.key_size, data)
                 data = record.end - self.snap.base
+            self.entries = found.entries
             at = self.reached = next
         return 0
+
+    def whole(self, uint64_t end):
+        """(how much of the batches before `end` is whole, from the first on, len of the map then). For a delta that nobody
+        synced, when the power has gone: a version that was, if not the last one."""
+        if not self.own or end > self.snap.size or end < self.reached:
+            self.reach(end)
+            return end, None
+        try:
+            self.reach(end)
+        except CorruptionError:
+            self.mapping.check()
+        return self.reached, self.entries
 
     cdef int parse(self, uint64_t data, uint64_t end, uint64_t batch, snap_record *record) except -1:
         if data > end or not snap_parse(self.snap.base + data, self.snap.base + end, record):
@@ -500,7 +513,7 @@ cdef class Delta:
 cdef class State:
 
     def __init__(self, uint64_t version, uint64_t entries, int keys, tuple layers not None, Delta delta, uint64_t end,
-                 int64_t clock):
+                 int64_t clock, uint64_t cut=0):
         cdef Layer layer
         cdef int i
         if len(layers) > MMAPDS_LAYERS:
@@ -508,6 +521,7 @@ cdef class State:
         self.version = version
         self.entries = entries
         self.keys = keys
+        self.cut = cut
         self.layers = layers
         for i in range(len(layers)):
             layer = layers[i]
