@@ -8,6 +8,7 @@ from then on.
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sortedcontainers import SortedList
@@ -24,6 +25,7 @@ else:
     _Mutable = MutableMapping
 
 _MISSING = object()
+_TOGETHER = 64  # keys that a walk looks ahead
 SLOTS = ("_changes", "_gained", "_order")  # of those who derive from Covered, whose bases have some too
 
 
@@ -107,45 +109,57 @@ class Covered(MapView, _Mutable):
     def _merged(
         self, state: State, kind: int, start: bytes | None, stop: bytes | None, backward: bool
     ) -> Iterator[Any]:
+        """Each key once, as it is when the walk comes to it."""
+        text = self._kind == STR_KEYS
+        base = self._walk_state(state, KEYS if kind == KEYS else ITEMS, start, stop, backward)
+        changed = self._changed(start, stop, backward)
+        raw = next(changed, None)
+        for found in base:
+            key = found if kind == KEYS else found[0]
+            here = key.encode() if text else key
+            while raw is not None and (raw > here if backward else raw < here):
+                yield from self._one(raw, kind, text, state)
+                raw = next(changed, None)
+            if raw is not None and raw == here:
+                yield from self._one(raw, kind, text, state)
+                raw = next(changed, None)
+            elif key in self._changes:  # since we looked for what comes next
+                yield from self._one(here, kind, text, state)
+            else:
+                yield found[1] if kind == VALUES else found
+        while raw is not None:
+            yield from self._one(raw, kind, text, state)
+            raw = next(changed, None)
+
+    def _changed(self, start: bytes | None, stop: bytes | None, backward: bool) -> Iterator[bytes]:
+        """The keys that were changed, in order; some at a time, because more may be changed meanwhile."""
+        inclusive = (True, False)
+        while True:
+            self._check_changeable()
+            order = self._ordered()
+            some = list(islice(order.irange(start, stop, inclusive, backward), _TOGETHER))
+            if not some:
+                return
+            size = len(order)
+            for raw in some:
+                yield raw
+                if backward:
+                    stop = raw
+                else:
+                    start, inclusive = raw, (False, False)
+                if self._order is not order or len(order) != size:
+                    break
+
+    def _ordered(self) -> SortedList:
         if self._order is None:
             self._order = SortedList(key if isinstance(key, bytes) else key.encode() for key in self._changes)
             self._count()
-        text = self._kind == STR_KEYS
-        # As they are now: what is changed later, dropped or published does not disturb the walk.
-        changed = [
-            (raw, self._changes[raw.decode() if text else raw])
-            for raw in self._order.irange(start, stop, inclusive=(True, False), reverse=backward)
-        ]
-        base = self._walk_state(state, KEYS if kind == KEYS else ITEMS, start, stop, backward)
-        return self._interleaved(base, changed, kind, text, state, backward)
+        return self._order
 
-    def _interleaved(
-        self,
-        base: Iterator[Any],
-        changed: list[tuple[bytes, Change]],
-        kind: int,
-        text: bool,
-        state: State,
-        backward: bool,
-    ) -> Iterator[Any]:
-        at = 0
-        for found in base:
-            key = found if kind == KEYS else found[0]
-            raw = key.encode() if text else key
-            while at < len(changed) and (changed[at][0] > raw if backward else changed[at][0] < raw):
-                yield from self._one(*changed[at], kind, text, state)
-                at += 1
-            if at < len(changed) and changed[at][0] == raw:
-                yield from self._one(*changed[at], kind, text, state)
-                at += 1
-            else:
-                yield found[1] if kind == VALUES else found
-        for pair in changed[at:]:
-            yield from self._one(*pair, kind, text, state)
-
-    def _one(self, raw: bytes, change: Change, kind: int, text: bool, state: State) -> Iterator[Any]:
+    def _one(self, raw: bytes, kind: int, text: bool, state: State) -> Iterator[Any]:
+        key = raw.decode() if text else raw
+        change = self._changes.get(key)
         if change is not None and (not change[1] or change[1] > state.now):
-            key = raw.decode() if text else raw
             if kind == KEYS:
                 yield key
             else:

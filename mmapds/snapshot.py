@@ -40,7 +40,7 @@ from mmapds._native.snaplayer import Delta, Layer, State
 from mmapds._snapcommit import Committer, build_map, create_map
 from mmapds._snapcover import SLOTS, Covered
 from mmapds._snapfiles import MANIFEST, MapFiles
-from mmapds._snapview import MapView, Snapshot
+from mmapds._snapview import KINDS, MapView, Snapshot
 from mmapds.errors import Closed, CorruptionError, ForkedHandle, MmapdsError, NotInitialised, SchemaMismatch
 from mmapds.region import Mode, StrPath, check_mode
 
@@ -317,6 +317,7 @@ class SnapshotMap(MapView, Handle):
         manifest = getattr(self, "_manifest", None)
         if manifest is not None:
             manifest.close()
+            self._written = self._base = None
         self._end()
 
     @property
@@ -388,7 +389,14 @@ class PrivateMap(Covered, SnapshotMap):
         """Puts the newest version under the changes, which stay; its number."""
         self._check_open()
         self._manifest.check_place()
+        before, ours = self._state, self._overlay_kind
         self._reload()
+        if ours and self._state.keys not in (0, ours):
+            self._go_by(before)
+            raise TypeError(
+                f"the map has keys of another kind by now than the {KINDS[ours]} keys that were changed here: "
+                "discard() the changes first"
+            )
         self._look()
         self._gained = None
         return self._state.version
@@ -489,6 +497,7 @@ class Transaction(Covered):
             try:
                 self._committer.end()
             finally:
+                del self._committer
                 self._map._mutex().release()
 
     def _advance(self) -> None:

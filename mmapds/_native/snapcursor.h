@@ -186,22 +186,26 @@ static inline int snap_regroup(snap_source *source)
 static inline int snap_advance(snap_source *source, int backward)
 {
     snap_layer *layer = source->layer;
+    snap_record next; /* read elsewhere first: a step that is repeated must find `now` as it was */
     int status;
     if (!layer) {
         if (backward ? source->at == 0 : source->at == source->stop)
             return SNAP_NONE;
         uint64_t index = backward ? source->at - 1 : source->at;
-        if (!snap_parse(source->base + (uint64_t)source->order[index] * 8, source->limit, &source->now))
+        if (!snap_parse(source->base + (uint64_t)source->order[index] * 8, source->limit, &next))
             return SNAP_DAMAGED;
+        source->now = next;
         source->at = backward ? index : index + 1;
         return SNAP_FOUND;
     }
     if (!backward) {
         if (source->at == layer->end)
             return SNAP_NONE;
-        status = snap_read(layer, source->at, &source->now);
-        if (status == SNAP_FOUND)
-            source->at = source->now.end - layer->base;
+        status = snap_read(layer, source->at, &next);
+        if (status == SNAP_FOUND) {
+            source->now = next;
+            source->at = next.end - layer->base;
+        }
         return status;
     }
     while (!source->grouped) {
@@ -211,9 +215,11 @@ static inline int snap_advance(snap_source *source, int backward)
         if (status != SNAP_FOUND)
             return status;
     }
-    status = snap_read(layer, source->starts[source->grouped - 1], &source->now);
-    if (status == SNAP_FOUND)
+    status = snap_read(layer, source->starts[source->grouped - 1], &next);
+    if (status == SNAP_FOUND) {
+        source->now = next;
         source->at = source->starts[--source->grouped];
+    }
     return status;
 }
 

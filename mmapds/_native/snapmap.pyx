@@ -271,6 +271,11 @@ cdef class MapCore:
         cdef State state = self.now()
         return state.keys if state.keys != NO_KEYS else self.overlay_keys
 
+    @property
+    def _overlay_kind(self):
+        """The kind of the overlay's keys; NO_KEYS if it is not the overlay that says."""
+        return self.overlay_keys
+
     def _set(self, key, value, int64_t expires=0):
         """One change of the overlay."""
         cdef Py_ssize_t size = 0
@@ -316,7 +321,7 @@ cdef class MapCore:
         cdef const char *data
         cdef Py_ssize_t size = 0
         cdef snap_record record
-        cdef uint64_t hash
+        cdef uint64_t hash, offset
         cdef Layer layer
         for key in keys:
             data = key_bytes(key, state.keys, &size)

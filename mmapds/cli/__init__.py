@@ -5,9 +5,10 @@ Promise
     corrupt).  2: the command line cannot be acted on, or the path it names cannot be opened.
     An error is one line on standard error and never a traceback, unless it is a bug.  Results go
     to standard output, progress to standard error; ``--json`` makes every result one JSON
-    document (``watch`` and the items of a queue: one on each line).  Ended by Ctrl-C: 130.  Ended because nobody
-    reads the output any more (``mmapds inspect f | head``): silence and 141, as the shell counts a
-    SIGPIPE, so that a broken pipe is never mistaken for a corrupt file.
+    document (``watch``, the items of a queue and the entries of a map: one on each line).  Ended by
+    Ctrl-C: 130.  Ended because nobody reads the output any more (``mmapds inspect f | head``):
+    silence and 141, as the shell counts a SIGPIPE, so that a broken pipe is never mistaken for a
+    corrupt file.
 
 How it is put together
     Each command is a module here with ``register(commands, common)``, which adds its parser and
@@ -29,7 +30,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
-from mmapds.cli import bench, counters, demo, inspect, queue, verify
+from mmapds.cli import bench, counters, demo, inspect, queue, snapshot, verify
 from mmapds.cli.output import Output, printable
 from mmapds.errors import MmapdsError
 
@@ -46,6 +47,7 @@ COMMANDS: tuple[Register, ...] = (
     verify.register,
     counters.register,
     queue.register,
+    snapshot.register,
     bench.register,
 )
 """Every command, in the order in which ``--help`` lists them."""

@@ -31,6 +31,18 @@ def register(
     sync.set_defaults(options=lambda args: {"program": args.crate})
     _structure(structures, "counters", "the Counters")
     _structure(structures, "queue", "the Queue")
+    snapshot = _structure(structures, "snapshot", "SnapshotMap")
+    snapshot.add_argument("--keys", type=_keys, metavar="N", help="entries, at least 1000 (default: a million)")
+    snapshot.add_argument("--memory", action="store_true", help="keep the files in memory (/dev/shm), not on a disk")
+    snapshot.set_defaults(options=lambda args: {"keys": args.keys, "memory": args.memory})
+
+
+def _keys(text: str) -> int:
+    """How many entries; keys have ten digits."""
+    count = int(text)
+    if not 1000 <= count < 10**10:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 1000 to 9999999999")
+    return count
 
 
 def _structure(structures: argparse._SubParsersAction[Any], name: str, what: str) -> argparse.ArgumentParser:

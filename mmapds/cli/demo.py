@@ -1,4 +1,4 @@
-"""``mmapds demo``: publish a real table to other processes, count and work in others, kill four of them, and compare.
+"""``mmapds demo``: publish a real table to other processes, count, work and look up in others, kill five, and compare.
 
 Exit status 0: nothing torn, nothing lost, all went on, files sound.  1: not so, or a process died by itself.
 """
@@ -20,11 +20,12 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
     parser = commands.add_parser(
         "demo",
         parents=[common],
-        help="publish a table to several processes, count and work in several, kill four of them, and compare",
+        help="publish a table to several processes, count, work and look up in several, kill five, and compare",
         description="A writer publishes the Unicode character table in successive versions while other processes read "
         "it. A reader and then the writer are killed with SIGKILL, and another writer takes over. Then processes count "
         "the letters of the names in the table together, and one of them is killed. Then as many work off jobs from a "
-        "queue, and one of them is killed with a job in its hands.",
+        "queue, and one of them is killed with a job in its hands. Then as many look up names in a map while an editor "
+        "changes it; the editor is killed in the middle of a commit, and another takes over.",
         epilog="Exit status: 0 nothing torn, nothing lost and all went on, 1 not so.",
     )
     parser.add_argument(
@@ -32,14 +33,14 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
         type=_seconds,
         default=10.0,
         metavar="N",
-        help="how long to read, count and work (default %(default)g)",
+        help="how long to read, count, work and look up (default %(default)g)",
     )
     parser.add_argument(
         "--readers",
         type=_readers,
         default=3,
         metavar="N",
-        help="processes that read, as many that count, and as many that work, at least 2 (default %(default)d)",
+        help="processes that read, as many that count, that work, and that look up, at least 2 (default %(default)d)",
     )
     parser.add_argument(
         "--directory", metavar="DIR", help="where to put the files, in a directory that is removed (default /dev/shm)"
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     except DemoError as error:
         out.progress(f"mmapds: {error}")
         return 1
-    counted, worked = results["counters"], results["queue"]
+    counted, worked, looked = results["counters"], results["queue"], results["snapshot"]
+    all_parts = (results, counted, worked, looked)
     fine = (
         results["torn_reads"] == 0
         and results["versions_seen_after_takeover"] > 0
@@ -66,10 +68,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
         and worked["lost"] == worked["wrong"] == 0
         and worked["twice"] <= worked["killed"]
         and worked["again"] == worked["held"]
-        and all(part["sound"] for part in (results, counted, worked))
+        and looked["torn"] == looked["wrong"] == looked["lost"] == looked["half"] == 0
+        and all(part["sound"] for part in all_parts)
     )
-    parts: list[Table | str] = [_published(results), _counted(counted), _worked(worked), *results["faults"]]
-    findings = [*results["findings"], *counted["findings"], *worked["findings"]]
+    parts: list[Table | str] = [_published(results), _counted(counted), _worked(worked), _looked(looked)]
+    parts += [*results["faults"], *looked["faults"]]
+    findings = [finding for part in all_parts for finding in part["findings"]]
     parts += [f"{f.severity}: {f.where}: {f.what}" for f in findings if f.severity == "error"]
     out.emit({"fine": fine, **results}, *parts)
     return 0 if fine else 1
@@ -142,6 +146,34 @@ def _worked(worked: dict[str, Any]) -> Table:
             ("files afterwards", _soundness(worked), "as mmapds verify says"),
         ],
         "Queue",
+    )
+
+
+def _looked(looked: dict[str, Any]) -> Table:
+    middle = "commit" if looked["killed_in_the_middle_of_a_commit"] else "transaction"
+    return Table(
+        ("", "result", ""),
+        [
+            (
+                "lookups per second",
+                f"{looked['lookups'] / looked['seconds']:,.0f}",
+                f"{looked['processes']} processes; each value decoded and compared",
+            ),
+            ("time to open", f"{looked['open_seconds'] * 1000:.1f} ms", f"{looked['entries']:,} entries; first lookup"),
+            ("commits", f"{looked['commits']:,}", "each notes its number at 100 characters, under two keys each"),
+            (
+                "versions seen",
+                f"{looked['versions_seen']:,}",
+                f"all of the last commit compared; {looked['walked']:,} characters walked",
+            ),
+            ("torn versions", f"{looked['torn']:,}", "must be 0"),
+            ("wrong values", f"{looked['wrong']:,}", "must be 0; at the end the whole map compared"),
+            ("commits lost", f"{looked['lost']:,}", "must be 0, of those that an editor said it had made"),
+            ("half commits seen", f"{looked['half']:,}", f"must be 0; one editor killed in the middle of a {middle}"),
+            ("time to take over", f"{looked['takeover_seconds'] * 1000:.1f} ms", "until a commit of the next was seen"),
+            ("files afterwards", _soundness(looked), "as mmapds verify says"),
+        ],
+        "SnapshotMap",
     )
 
 

@@ -22,7 +22,9 @@ def register(commands: argparse._SubParsersAction[Any], common: argparse.Argumen
         description="Print what any file of mmapds is, its header and its stored options.",
     )
     parser.add_argument(
-        "path", metavar="PATH", help="the file, the prefix of a Synchronizer, or the directory of a queue"
+        "path",
+        metavar="PATH",
+        help="the file, the prefix of a Synchronizer, or the directory of a queue or a snapshot map",
     )
     parser.set_defaults(run=run)
 

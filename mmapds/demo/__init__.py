@@ -1,4 +1,4 @@
-"""``mmapds demo``: real work, and four deaths, in processes that share nothing but files.
+"""``mmapds demo``: real work, and five deaths, in processes that share nothing but files.
 
 What happens
     A writer publishes the Unicode character table of `unicodedata`, about 145,000 rows, in successive versions. Readers
@@ -12,10 +12,14 @@ What happens
     Then as many processes work off jobs from a queue, and put the results into another. One is killed with a job in its
     hands, which another gets. At the end each job has been done.
 
+    Then as many processes look up names in a map that is built of the table, and walk ranges of its code points, while
+    an editor commits one change after the other. The editor is stopped in the middle of a commit, left so, and killed;
+    another editor goes on. At the end the whole map is compared with what it must be.
+
 Who is who
-    `table` is what is published, and what "torn" means: every check that a reader makes is there. `worker` is the
-    program that each process runs. `cast` is how the director sees the processes; `publish`, `count` and
-    `work` are its three parts, and `run` puts them together.
+    `table` is what is published, and what "torn" means: every check that a reader makes is there; `names` is that for
+    the map. `worker` is the program that each process runs. `cast` is how the director sees the processes; `publish`,
+    `count`, `work` and `lookup` are its four parts, and `run` puts them together.
 
 Rejected
     Forks of one process: they would share the interpreter's memory, so that a mistake could stay unseen. A synthetic

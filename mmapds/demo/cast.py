@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -143,3 +144,18 @@ class Cast(Generic[W]):
         """Listens until a moment of the monotonic clock."""
         while (left := moment - time.monotonic()) > 0:
             self.listen(left)
+
+    def stop_when(self, worker: W, middle: Callable[[], bool], limit: float) -> bool:
+        """Stops a process with SIGSTOP in the middle of something, and leaves it so; False: not caught in so many
+        seconds, it goes on.
+        """
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            self.listen(0.0)
+            if middle():
+                os.kill(worker.pid, signal.SIGSTOP)
+                os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+                if middle():
+                    return True
+                os.kill(worker.pid, signal.SIGCONT)
+        return False

@@ -1,4 +1,4 @@
-"""The map of the demo: the Unicode table by name, an ordered index of it by code point, and how far its revision has got.
+"""The map of the demo: the Unicode table by name, an ordered index by code point, and how far its revision has got.
 
 Three kinds of keys, apart by how they begin::
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 import unicodedata
 from collections.abc import Callable
@@ -47,7 +46,9 @@ def _play(cast: Cast[Worker], seconds: float, count: int, progress: Callable[[st
     progress(f"{victim.name} (pid {victim.pid}) killed while it held a version")
     cast.until_time(begin + 0.6 * seconds)
 
-    caught = _stop_in_the_middle(cast, writer, ready["length"], limit=max(seconds, 2.0))
+    watch = _HalfWritten(cast.prefix, ready["length"])
+    with contextlib.closing(watch.sync):
+        caught = cast.stop_when(writer, watch, limit=max(seconds, 2.0))
     cast.until_time(time.monotonic() + min(0.03 * seconds, 0.3))  # the readers go on meanwhile
     kill_time = time.monotonic_ns()
     writer.kill()
@@ -97,23 +98,8 @@ def _first_seen(readers: list[Worker], writer: int) -> int:
     return min(times, default=0)
 
 
-def _stop_in_the_middle(cast: Cast[Worker], writer: Worker, length: int, limit: float) -> bool:
-    """Stops the writer with SIGSTOP while it copies a version into its file: the file is then neither old nor new."""
-    watch = _HalfWritten(cast.prefix, length)
-    end = time.monotonic() + limit
-    with contextlib.closing(watch.sync):
-        while time.monotonic() < end:
-            if watch():
-                os.kill(writer.pid, signal.SIGSTOP)
-                os.waitid(os.P_PID, writer.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-                if watch():
-                    return True
-                os.kill(writer.pid, signal.SIGCONT)
-    return False
-
-
 class _HalfWritten:
-    """Whether a version is being copied this moment.
+    """Whether a version is being copied into its file this moment, which then is neither old nor new.
 
     Compares two places of the inactive file, near its ends, with what they were while it was the active one: one of
     them has changed and the other has not. Not the very ends, which some memcpy write last, both at once.

@@ -1,4 +1,4 @@
-"""The director of the demo: where it plays, its three parts, and that nothing is left of them."""
+"""The director of the demo: where it plays, its four parts, and that nothing is left of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from mmapds.demo import count, publish, work
+from mmapds.demo import count, lookup, publish, work
 
 _SHM = "/dev/shm"
-_ENOUGH = 64 << 20  # bytes: the files take about 16 MB
-_READING, _COUNTING = 0.6, 0.2  # of the time; the rest is for the jobs
+_ENOUGH = 128 << 20  # bytes: the files take about 16 MB, and the map up to 60
+_READING, _COUNTING, _WORKING = 0.5, 0.15, 0.15  # of the time; the rest is for the lookups
 
 
 def run(seconds: float, workers: int, directory: str | None, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -26,9 +26,10 @@ def run(seconds: float, workers: int, directory: str | None, progress: Callable[
     ):
         published = publish.play(f"{folder}/unicode", _READING * seconds, workers, progress)
         counted = count.play(f"{folder}/letters", _COUNTING * seconds, workers, progress)
-        left = (1 - _READING - _COUNTING) * seconds
-        worked = work.play(f"{folder}/jobs", left, workers, progress)
-    return {"directory": folder, **published, "counters": counted, "queue": worked}
+        worked = work.play(f"{folder}/jobs", _WORKING * seconds, workers, progress)
+        left = (1 - _READING - _COUNTING - _WORKING) * seconds
+        looked = lookup.play(f"{folder}/names", left, workers, progress)
+    return {"directory": folder, **published, "counters": counted, "queue": worked, "snapshot": looked}
 
 
 def _default_directory() -> str | None:

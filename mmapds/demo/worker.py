@@ -1,4 +1,4 @@
-"""One process of the demo: ``python -m mmapds.demo.worker reader|writer|counter|worker PREFIX NUMBER``.
+"""One process of the demo: ``python -m mmapds.demo.worker ROLE PREFIX NUMBER``.
 
 It obeys words on its standard input and answers with events, one JSON object a line, on its standard output. When its
 input ends, it ends: a director that was killed leaves nobody behind.
@@ -7,6 +7,9 @@ Reader: ``go`` starts the counting, ``hold`` makes it hold a version for good, `
 Writer: publishes an edition every fifth of a second. If another writer has the place, it tries again every millisecond.
 Counter: from ``go`` to ``stop`` it counts letters. It says no events but single bytes, each as soon as it is true.
 Worker: from ``go`` to ``stop`` it works off jobs; ``hold`` makes it hold the next one for good.
+Editor: from ``go`` to ``stop`` it commits revisions of the map; ``hold`` makes it stay in the next transaction. If
+another has the place, it tries again as a writer does.
+Finder: from ``go`` to ``stop`` it looks up names in the map, and examines the versions that it meets.
 """
 
 from __future__ import annotations
@@ -14,15 +17,19 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
 import select
 import signal
 import sys
 import time
 import unicodedata
+from itertools import cycle, islice
 from queue import Empty
 from string import ascii_uppercase
 
-from mmapds import CorruptionError, Counters, MappingLost, Queue, Synchronizer, WriterBusy
+from mmapds import CorruptionError, Counters, MappingLost, Queue, Snapshot, SnapshotMap, Synchronizer, WriterBusy
+from mmapds.demo.names import BLOCK as LOOKED
+from mmapds.demo.names import REVISION, Names, by_name
 from mmapds.demo.table import FIRST, LAST, STAMP, Row, character_table, edition, fault
 
 _PACE = 0.2  # seconds between two versions
@@ -223,6 +230,105 @@ def work(path: str) -> None:
         say("done", jobs=done)
 
 
+class Finder:
+    """Looks up names as fast as it can, and after each batch examines a version: what its commit has changed, and as
+    much elsewhere.
+    """
+
+    def __init__(self, path: str, number: int) -> None:
+        self.names = Names()
+        self.chance = random.Random(number)
+        keys = [(by_name(name), code) for code, name, *_ in self.names.rows]
+        self.chance.shuffle(keys)
+        self.keys = cycle(keys)
+        self.path = path
+        self.words = Words()
+        self.lookups = self.walked = self.torn = self.wrong = self.last = self.editor = 0
+        self.versions: list[int] = []
+        self.faults: list[str] = []
+
+    def run(self) -> None:
+        """From the word to begin to the word to stop."""
+        say("ready")
+        while self.words.next(60.0) != "go":
+            pass
+        begin = time.perf_counter()
+        with SnapshotMap(self.path, mode="readonly") as m:
+            self.look_up(m, 1)
+            opened = time.perf_counter() - begin
+            while self.words.next() != "stop":
+                self.look_up(m, _BATCH)
+                with m.snapshot() as view:
+                    self.examine(view)
+        say(
+            "done",
+            opened=opened,
+            lookups=self.lookups,
+            walked=self.walked,
+            torn=self.torn,
+            wrong=self.wrong,
+            faults=self.faults,
+            versions=self.versions,
+        )
+
+    def look_up(self, m: SnapshotMap, count: int) -> None:
+        """So many lookups, each in the version that is the newest by then."""
+        self.lookups += count
+        for key, code in islice(self.keys, count):
+            if m[key][0] != code:
+                self.found("", f"{key} leads to another character")
+
+    def examine(self, view: Snapshot) -> None:
+        """Compares what the last commit has changed, and as many characters somewhere; says if the editor is new."""
+        last, editor = view[REVISION]
+        if last < self.last:
+            self.found("", f"revision {last} after revision {self.last}")
+        if last != self.last:
+            self.versions.append(last)
+        self.last = last
+        if editor != self.editor:
+            self.editor = editor
+            say("editor", editor=editor, at=time.monotonic_ns())
+        for start in (self.names.start_of(last), self.chance.randrange(len(self.names.rows))):
+            self.found(*self.names.compare(view, start))
+            self.walked += min(LOOKED, len(self.names.rows) - start)
+
+    def found(self, torn: str, wrong: str) -> None:
+        """Counts what is not as it should be, and keeps the first ten."""
+        self.torn += bool(torn)
+        self.wrong += bool(wrong)
+        self.faults += filter(None, (torn, wrong))
+        del self.faults[10:]
+
+
+def edit(path: str, editor: int) -> None:
+    """Commits one revision after the other, each in the writer's place, which it gives back in between."""
+    names = Names()
+    words = Words()
+    say("ready")
+    while words.next(60.0) != "go":
+        pass
+    waiting = False
+    with SnapshotMap(path) as m:
+        while (word := words.next(_RETRY)) != "stop":
+            try:
+                with m.transaction() as txn:
+                    revision = txn[REVISION][0] + 1
+                    txn.update(names.revised(revision))
+                    txn[REVISION] = [revision, editor]
+                    if word == "hold":
+                        say("holding")
+                        while True:  # until the end, which will be a SIGKILL
+                            words.next(60.0)
+            except WriterBusy as error:
+                if not waiting:
+                    say("waiting", holder=error.holder)
+                waiting = True
+                continue
+            say("committed", revision=revision)
+        say("done")
+
+
 def main() -> None:
     """Runs the worker that the command line asks for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the director decides
@@ -235,13 +341,17 @@ def main() -> None:
             count(prefix)
         elif role == "worker":
             work(prefix)
+        elif role == "editor":
+            edit(prefix, int(number))
+        elif role == "finder":
+            Finder(prefix, int(number)).run()
         else:
             reader = Reader(prefix)
             with reader.sync:
                 reader.run()
     except BrokenPipeError:
         pass  # the director has gone
-    except (FileNotFoundError, MappingLost):
+    except (CorruptionError, FileNotFoundError, MappingLost):
         if os.path.isdir(os.path.dirname(prefix)):  # else the director was interrupted, and has cleaned up
             raise
 

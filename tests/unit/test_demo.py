@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,16 +11,19 @@ import subprocess
 import sys
 import time
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 
-from mmapds import Counters, Queue, cli
-from mmapds.demo import count, work
+from mmapds import Counters, Queue, SnapshotMap, cli
+from mmapds._snapcommit import Committer
+from mmapds.demo import count, lookup, work
 from mmapds.demo import run as director
 from mmapds.demo.cast import DemoError
+from mmapds.demo.names import BLOCK, REVISION, Names, by_code, by_name
 from mmapds.demo.table import FIRST, LAST, STAMP, Row, character_table, edition, fault
 from mmapds.demo.worker import blocks, changing
 
@@ -123,12 +127,26 @@ def test_from_end_to_end():
     assert worked["again"] == worked["held"]
     assert worked["again_seconds"] > 0
     assert worked["sound"] is True
+    looked = found["snapshot"]
+    assert looked["processes"] == 3
+    assert looked["torn"] == looked["wrong"] == looked["lost"] == looked["half"] == 0
+    assert looked["faults"] == []
+    assert 2 < looked["versions_seen"] <= looked["commits"] + 1
+    assert looked["entries"] > 250_000
+    assert looked["lookups"] > 1000
+    assert looked["walked"] > 1000
+    assert looked["takeover_seconds"] > 0
+    assert looked["open_seconds"] > 0
+    assert looked["sound"] is True
     assert not os.path.exists(found["directory"])
     progress = done.stderr.splitlines()
     assert re.match(r"writer 2 waits for the place of: pid \d+ \(python", progress[1])
     assert any("killed while it held a version" in line for line in progress)
     assert any("killed while it counted" in line for line in progress)
     assert any(f"killed with job {worked['held']} in its hands" in line for line in progress)
+    assert any(re.match(r"editor 2 waits for the place of: pid \d+ \(python", line) for line in progress)
+    middle = "commit" if looked["killed_in_the_middle_of_a_commit"] else "transaction"
+    assert any(line.startswith("editor 1 ") and line.endswith(f" in the middle of a {middle}") for line in progress)
     assert "Traceback" not in done.stderr
 
 
@@ -142,7 +160,7 @@ def test_in_a_directory_for_people(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     tables = [[line.split("  ")[0] for line in part.splitlines()] for part in done.stdout.split("\n\n")]
-    assert [table[0] for table in tables] == ["Synchronizer", "Counters", "Queue"]
+    assert [table[0] for table in tables] == ["Synchronizer", "Counters", "Queue", "SnapshotMap"]
     assert [table[3:] for table in tables] == [
         [
             "reads per second",
@@ -170,10 +188,24 @@ def test_in_a_directory_for_people(tmp_path):
             "time to pass it on",
             "files afterwards",
         ],
+        [
+            "lookups per second",
+            "time to open",
+            "commits",
+            "versions seen",
+            "torn versions",
+            "wrong values",
+            "commits lost",
+            "half commits seen",
+            "time to take over",
+            "files afterwards",
+        ],
     ]
     assert re.search(r"^torn reads +0 ", done.stdout, re.MULTILINE)
     assert re.search(r"^said, not counted +0 ", done.stdout, re.MULTILINE)
     assert re.search(r"^jobs not done +0 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^torn versions +0 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^wrong values +0 ", done.stdout, re.MULTILINE)
     assert str(tmp_path) in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -237,6 +269,147 @@ def test_a_worker_that_dies_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(DemoError, match=r"worker \d ended with status 1"):
         work.play(str(tmp_path / "jobs"), 0.2, 2, print)
+
+
+# ---- the map -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def names() -> Names:
+    """A few characters, in three blocks of which the last is not full."""
+    names = Names()
+    names.rows = names.rows[: 2 * BLOCK + 30]
+    names.blocks = 3
+    return names
+
+
+@pytest.fixture
+def built(names, tmp_path) -> Iterator[SnapshotMap]:
+    SnapshotMap.build(tmp_path / "names", names.items())
+    with SnapshotMap(tmp_path / "names") as m:
+        yield m
+        m.verify()
+
+
+def compared(m: SnapshotMap, names: Names) -> list[tuple[str, str]]:
+    with m.snapshot() as view:
+        return [names.compare(view, start) for start in (0, 50, BLOCK, BLOCK + 70, 2 * BLOCK, len(names.rows) - 1)]
+
+
+def test_the_map_is_the_table_and_its_index(built, names):
+    assert built[by_name("LATIN CAPITAL LETTER A")] == [65, "Lu", None, 0]
+    assert built[by_code(65)] == ["LATIN CAPITAL LETTER A", 0]
+    assert len(built) == 2 * len(names.rows) + 1
+    assert [value[0] for _, value in built.prefix("code/")] == [name for _, name, *_ in names.rows]
+    assert set(compared(built, names)) == {("", "")}
+    whole = Names()
+    assert len(whole.rows) > 130_000
+    assert whole.blocks == -(-len(whole.rows) // BLOCK)
+
+
+def test_each_revision_is_whole(built, names):
+    for revision in range(1, 9):  # around the table twice, and on
+        with built.transaction() as txn:
+            txn.update(names.revised(revision))
+            txn[REVISION] = [revision, 1]
+        assert set(compared(built, names)) == {("", "")}, revision
+        assert dict(built) == dict(names.items(revision, 1))
+
+
+A = by_name("LATIN CAPITAL LETTER A")
+
+
+@pytest.mark.parametrize(
+    ("changes", "torn", "wrong"),
+    [
+        ({REVISION: [4, 1]}, "the index note revision 1 at", ""),
+        (
+            {by_code(65): ["LATIN CAPITAL LETTER A", 2]},
+            "the index note revision 2 at LATIN CAPITAL LETTER A, not 3",
+            "",
+        ),
+        ({A: [65, "Lu", None, 0]}, "the records note revision 0 at LATIN CAPITAL LETTER A, not 3", ""),
+        ({A: [66, "Lu", None, 3]}, "", "names lead to other records"),
+        ({A: None}, "", "names lead to other records"),
+        ({by_code(65): None}, "", "a walk finds other characters"),
+        ({by_code(127): ["DELETE", 0]}, "", "a walk finds other characters"),
+    ],
+)
+def test_what_is_torn_and_what_is_wrong_is_found(built, names, changes, torn, wrong):
+    with built.transaction() as txn:
+        for revision in (1, 2, 3):
+            txn.update(names.revised(revision))
+        txn[REVISION] = [3, 1]
+    with built.transaction() as txn:
+        for key, value in changes.items():
+            if value is None:
+                del txn[key]
+            else:
+                txn[key] = value
+    found = compared(built, names)
+    assert any(torn in one for one, _ in found), found
+    assert any(wrong in other for _, other in found), found
+    assert all(not one for one, _ in found) or torn, found
+    assert all(not other for _, other in found) or wrong, found
+
+
+@pytest.mark.parametrize("patience", [lookup._PATIENCE, 0.0])
+def test_names_are_looked_up_while_an_editor_is_killed(tmp_path, monkeypatch, patience):
+    monkeypatch.setattr(lookup, "_PATIENCE", patience)
+    said: list[str] = []
+    found = lookup.play(str(tmp_path / "names"), 0.3, 2, said.append)
+    assert found["torn"] == found["wrong"] == found["lost"] == found["half"] == 0, found
+    assert found["sound"], found["findings"]
+    assert 0 < found["versions_seen"] <= found["commits"] + 1
+    assert any(line.startswith("editor 2 waits for the place of: pid ") for line in said), said
+    assert patience or not found["killed_in_the_middle_of_a_commit"]
+    with SnapshotMap(tmp_path / "names", mode="readonly") as m:
+        assert m[REVISION] == [found["commits"], 2]
+        assert len(m) == found["entries"]
+
+
+def test_the_middle_of_a_commit_is_seen(built, tmp_path, monkeypatch):
+    with contextlib.closing(lookup._HalfCommitted(str(tmp_path / "names"))) as watch:
+        change(built, "a", [1])
+        assert not watch()
+        with built.transaction() as txn:
+            txn["a"] = [2]
+            assert not watch()
+        assert not watch()
+        with monkeypatch.context() as patch:
+            patch.setattr(Committer, "_publish", killed)  # the batch is in the delta by then
+            with pytest.raises(RuntimeError, match="killed"):
+                change(built, "a", [3])
+        assert watch()
+        assert built["a"] == [2]
+        change(built, "a", [4])
+        assert not watch()
+        assert built["a"] == [4]
+
+
+def change(m: SnapshotMap, key: str, value: Any) -> None:
+    with m.transaction() as txn:
+        txn[key] = value
+
+
+def killed(*_: Any) -> None:
+    raise RuntimeError("killed")
+
+
+def test_the_commits_that_are_lost_and_those_that_nobody_made():
+    assert lookup._compared(5, [1, 2, 3, 4, 5]) == {"commits": 5, "lost": 0, "half": 0}
+    assert lookup._compared(5, [1, 2, 3, 5]) == {"commits": 5, "lost": 0, "half": 1}
+    assert lookup._compared(5, [1, 2, 3, 3, 4, 5]) == {"commits": 5, "lost": 1, "half": 0}
+    assert lookup._compared(5, [1, 2, 3, 4, 5, 6, 7]) == {"commits": 5, "lost": 2, "half": 0}
+
+
+def test_an_editor_that_dies_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(DemoError, match=r"(editor|finder) \d ended with status 1"):
+        lookup.play(str(tmp_path / "names"), 0.2, 2, print)
+
+
+# ---- interrupted ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -342,6 +515,26 @@ RESULTS: dict[str, Any] = {
         "sound": True,
         "findings": [],
     },
+    "snapshot": {
+        "processes": 3,
+        "killed": 1,
+        "entries": 277_105,
+        "seconds": 2.0,
+        "open_seconds": 0.0006,
+        "lookups": 3_000_000,
+        "walked": 300_000,
+        "commits": 700,
+        "versions_seen": 600,
+        "torn": 0,
+        "wrong": 0,
+        "lost": 0,
+        "half": 0,
+        "faults": [],
+        "takeover_seconds": 0.0521,
+        "killed_in_the_middle_of_a_commit": True,
+        "sound": True,
+        "findings": [],
+    },
 }
 
 
@@ -360,6 +553,11 @@ RESULTS: dict[str, Any] = {
         ({"queue": {**RESULTS["queue"], "twice": 2}}, 1),
         ({"queue": {**RESULTS["queue"], "again": "1-78"}}, 1),
         ({"queue": {**RESULTS["queue"], "sound": False}}, 1),
+        ({"snapshot": {**RESULTS["snapshot"], "torn": 1, "faults": ["the index notes revision 6"]}}, 1),
+        ({"snapshot": {**RESULTS["snapshot"], "wrong": 1}}, 1),
+        ({"snapshot": {**RESULTS["snapshot"], "lost": 1}}, 1),
+        ({"snapshot": {**RESULTS["snapshot"], "half": 1}}, 1),
+        ({"snapshot": {**RESULTS["snapshot"], "sound": False}}, 1),
     ],
 )
 def test_the_exit_status_says_whether_all_is_well(change, status, monkeypatch, capsys):
@@ -372,7 +570,10 @@ def test_the_exit_status_says_whether_all_is_well(change, status, monkeypatch, c
     assert re.search(r"jobs per second +25,000 ", text)
     assert "3.1 ms" in text
     assert re.search(r"letters counted +1,001 +most often E, A, B; names: 100", text)
-    assert all(fault in text for fault in change.get("faults", []))
+    assert re.search(r"lookups per second +1,500,000 ", text)
+    assert re.search(r"half commits seen +[01] +must be 0; one editor killed in the middle of a commit", text)
+    assert "52.1 ms" in text
+    assert all(fault in text for part in (change, change.get("snapshot", {})) for fault in part.get("faults", []))
     assert cli.main(["demo", "--json"]) == status
     assert json.loads(capsys.readouterr().out)["fine"] is (status == 0)
     assert asked == [(3.0, 4, "d"), (10.0, 3, None)]
