@@ -120,10 +120,9 @@ class Covered(MapView, _Mutable):
             while raw is not None and (raw > here if backward else raw < here):
                 yield from self._one(raw, kind, text, state)
                 raw = next(changed, None)
-            if raw is not None and raw == here:
-                yield from self._one(raw, kind, text, state)
+            if raw == here:
                 raw = next(changed, None)
-            elif key in self._changes:  # since we looked for what comes next
+            if key in self._changes:
                 yield from self._one(here, kind, text, state)
             else:
                 yield found[1] if kind == VALUES else found
@@ -147,14 +146,16 @@ class Covered(MapView, _Mutable):
                     stop = raw
                 else:
                     start, inclusive = raw, (False, False)
-                if self._order is not order or len(order) != size:
+                if len(order) != size or self._order is not order:
                     break
 
     def _ordered(self) -> SortedList:
-        if self._order is None:
-            self._order = SortedList(key if isinstance(key, bytes) else key.encode() for key in self._changes)
+        order = self._order
+        if order is None:
+            order = SortedList(key if isinstance(key, bytes) else key.encode() for key in self._changes)
+            self._order = order
             self._count()
-        return self._order
+        return order
 
     def _one(self, raw: bytes, kind: int, text: bool, state: State) -> Iterator[Any]:
         key = raw.decode() if text else raw

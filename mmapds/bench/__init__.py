@@ -14,6 +14,7 @@ plot         an SVG chart
 sync         the Synchronizer and the mapping layer, for `mmapds bench sync`
 counters     Counters, for `mmapds bench counters`
 queue        the Queue, for `mmapds bench queue`
+snapshot     SnapshotMap, for `mmapds bench snapshot`
 
 Each of these has a module with the calls that are timed (`_cases`), and one with other ways to do the same (`_peers`).
 For the queue there are three more:
@@ -21,4 +22,8 @@ For the queue there are three more:
 queue_teams  processes that put and take at the same time
 queue_opens  opening after a crash, and after another boot
 futexes      a C program: the least that waking another process can cost
+
+and for the snapshot map one:
+
+snapshot_teams  other processes: what they see of a commit, and how much memory they take
 """

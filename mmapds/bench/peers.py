@@ -38,8 +38,11 @@ def found(stack: ExitStack, directory: str, makers: Mapping[str, Maker]) -> tupl
     return cases, reasons
 
 
-def redis(stack: ExitStack, directory: str) -> Any:
-    """A client of a server of our own, on a free port of the loopback interface; or, a str, why there is none."""
+def redis(stack: ExitStack, directory: str, *options: str) -> Any:
+    """A client of a server of our own, on a free port of the loopback interface; or, a str, why there is none.
+
+    `options`: what else the server is told. It answers when it has loaded what it found.
+    """
     try:
         from redis import ConnectionError as NotYet
         from redis import Redis
@@ -53,7 +56,7 @@ def redis(stack: ExitStack, directory: str) -> Any:
         port = probe.getsockname()[1]
     command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
     server = subprocess.Popen(
-        [*command, "--dir", directory],
+        [*command, "--dir", directory, *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -95,6 +95,7 @@ def _facts(results: dict[str, Any]) -> list[list[object]]:
     systems = results["file_systems"]
     return [
         ["unit U", nanoseconds(results["unit_ns"])],
+        *([["keys", f"{results['keys']:,}"]] if "keys" in results else []),
         ["processor", f"{machine['cpu']} ({machine['architecture']}), {cores}"],
         ["machine", f"{'virtual, ' if machine['virtual'] else ''}{machine['memory_gib']} GiB of memory"],
         ["kernel", results["kernel"]],
@@ -108,7 +109,7 @@ def _facts(results: dict[str, Any]) -> list[list[object]]:
 
 def _noise(results: dict[str, Any]) -> float:
     """The middle one of the rows that compare with U; where none does, of all that compare their best slices."""
-    measured = [row for row in results["rows"] if row["noise"] is not None]
+    measured = [row for row in results["rows"] if row["noise"] is not None and not row.get("counted")]
     calls = [row for row in measured if "(U)" in row["against"]] or [
         row for row in measured if row["statistic"] == "best"
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmapds.bench.measure import Cost, Figures, noise
 
-__all__ = ["COUNTERS", "QUEUE", "SYNC", "Peer", "Result", "Row", "peers", "promises"]
+__all__ = ["COUNTERS", "QUEUE", "SNAPSHOT", "SYNC", "Peer", "Result", "Row", "peers", "promises"]
 
 Result = dict[str, Any]
 """One line of a table, as it goes into the JSON document."""
@@ -180,4 +180,34 @@ QUEUE: Sequence[Row] = (
     Row("open", "open after a crash, 1 million items", "5 ms", "open", "5_ms", 1),
     Row("scan", "open after another boot, a MB of segments", "1 GB/s", "scan", "1_ms", 1, True),
     Row("segments", "segment files while 10 million items pass", "3", "segments", "3_files", 1, counted=True),
+)
+
+_OPEN = "open and first get"
+_GET = "m.get(key), one layer, raw"
+_MANY = "m.get_many of 100, an item"
+
+SNAPSHOT: Sequence[Row] = (
+    Row("open", _OPEN, "2 ms", "open", "2_ms", 1),
+    Row("open_small", _OPEN, "of a map of 1,000 keys", "open", "open_small", 1.5),
+    Row(
+        "open_redis", _OPEN, "redis-server loads an RDB of as many, a million at most", "open", "redis.load", 300, True
+    ),
+    Row("open_pickle", _OPEN, "pickle.load of as many, a million at most", "open", "pickle", 100, True),
+    Row("memory", "RssAnon of it and 1,000 gets, MB", "8 MB", "memory", "8_mb", 1, counted=True),
+    Row("get", _GET, "dict.get, equal keys that are other objects", "get", "dict", 1),
+    Row("get_lmdb", _GET, "LMDB: get within one transaction", "get", "lmdb.get", 2.5, True),
+    Row("many", _MANY, "a dict comprehension, an item", "many", "dict_many", 0.5),
+    Row("many_lmdb", _MANY, "LMDB: getmulti of 100, an item", "many", "lmdb.many", 5, True),
+    Row(
+        "scan", "for pair in m.range(start), an item", "LMDB: iterating a cursor, an item", "scan", "lmdb.scan", 1, True
+    ),
+    Row("layers", "m.get(key), the most layers there can be", "one layer", "get_layers", "get", 2),
+    Row("build", "build in memory, an item", "1,000,000 items/s", "build", "1_us", 1, True),
+    Row("build_limit", "build, memory_limit=64 MiB, an item", "400,000 items/s", "build_limit", "2500_ns", 1, True),
+    Row("build_memory", "the same, greatest RssAnon, MB", "64 MiB + 64 MB", "build_memory", "131_mb", 1, counted=True),
+    Row("commit", "a commit of one key", "200 µs", "commit", "200_us", 1, typical=True),
+    Row("commits", "commits of a thousand keys, a key", "500,000 keys/s", "commits", "2_us", 1, True, True),
+    Row("seen", "commit of one key, until a follower finds it", "1 ms", "seen", "1_ms", 1, typical=True),
+    Row("seen_asleep", "the same, it sleeps in wait()", "1 ms", "seen_asleep", "1_ms", 1, typical=True),
+    Row("workers", "PSS of 4 workers on 1 GiB, all read, MiB", "1.15 GiB", "workers", "most_pss", 1, counted=True),
 )

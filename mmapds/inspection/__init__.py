@@ -9,7 +9,8 @@ Promise
     believed only if the version is the same before and after; otherwise they look again.
 
     Bytes are untrusted: each length is read once and checked before it is used, values are hashed in pieces of 1 MiB,
-    and a file that shrinks meanwhile is a finding and not a SIGBUS: files are read, and only a queue's segments mapped.
+    and a file that shrinks meanwhile is a finding and not a SIGBUS: files are read, and only the segments of a queue,
+    and the layers and the delta of a snapshot map, are mapped, guarded.
 
 Prior art
     ``bbolt check``, ``journalctl --verify``, ``btrfs scrub``; sortedcontainers' ``_check()``.
@@ -27,7 +28,19 @@ import re
 
 from mmapds import files
 from mmapds.errors import CorruptionError
-from mmapds.inspection import _counters, _counters_check, _crate, _queue, _queue_check, _queue_words, _sync, _sync_check
+from mmapds.inspection import (
+    _counters,
+    _counters_check,
+    _crate,
+    _queue,
+    _queue_check,
+    _queue_words,
+    _snapshot,
+    _snapshot_check,
+    _snapshot_words,
+    _sync,
+    _sync_check,
+)
 from mmapds.inspection._base import Finding, Report, described_header, first_page, opened
 from mmapds.region import StrPath
 
@@ -38,7 +51,7 @@ _NAME = re.compile(r"(.+)_(sync|state|data_[01])", re.DOTALL)
 
 def describe(path: StrPath) -> dict[str, object]:
     """What the file at `path` is and what its header says, in words; a prefix stands for its control file, and the
-    directory of a queue for its meta file.
+    directory of a queue or a snapshot map for its meta file or manifest.
 
     Changes nothing and needs no write permission. A writer may be at work: then words that are not of one record may be
     of two moments. Raises IncompatibleFormat for what is not ours, CorruptionError for a damaged header,
@@ -46,7 +59,9 @@ def describe(path: StrPath) -> dict[str, object]:
     """
     path = _resolve(os.fsdecode(path))
     if os.path.isdir(path):
-        return _queue_words.describe(path)
+        return _queue_words.describe(path) if _queue.is_queue(path) else _snapshot_words.describe(path)
+    if _snapshot.map_of(path):
+        return _snapshot_words.describe(path)
     protocol, prefix, part = _place(path)
     if protocol == "mmap-sync":
         return _crate.describe_state(path) if part == "state" else _crate.describe_data(path, prefix, int(part[-1]))
@@ -61,6 +76,8 @@ def describe(path: StrPath) -> dict[str, object]:
             return common | _sync.described_data(fd, prefix, header)
         if header.kind == "counters":
             return common | _counters.described(fd, header)
+    if header.kind in ("layer", "delta"):
+        return _snapshot_words.describe(path)
     return _queue_words.describe(path) if header.kind in ("queue", "segment") else common
 
 
@@ -71,8 +88,11 @@ def verify(path: StrPath) -> list[Finding]:
     format; FileNotFoundError, PermissionError. Reads the whole value: some seconds for each 10 GB.
     """
     path = _resolve(os.fsdecode(path))
-    if queue := path if os.path.isdir(path) else _queue.queue_of(path):
+    is_folder = os.path.isdir(path)
+    if queue := (path if _queue.is_queue(path) else "") if is_folder else _queue.queue_of(path):
         return _queue_check.verify(queue)
+    if folder := path if is_folder else _snapshot.map_of(path):
+        return _snapshot_check.verify(folder)
     protocol, prefix, _ = _place(path)
     if protocol == "mmap-sync":
         return _crate.verify(prefix)
@@ -84,6 +104,8 @@ def verify(path: StrPath) -> list[Finding]:
         return _sync_check.verify(prefix)
     with opened(path) as fd:
         header = files.parse_header(first_page(fd), path)
+    if header.kind in ("layer", "delta"):
+        return _snapshot_check.verify_alone(path)
     report = Report()
     report.note(
         os.path.basename(path),
@@ -101,8 +123,8 @@ def check(path: StrPath) -> None:
 
 
 def _resolve(path: str) -> str:
-    """The file, or the directory of a queue, that a path or a prefix means."""
-    if os.path.lexists(path) and (not os.path.isdir(path) or _queue.is_queue(path)):
+    """The file, or the directory of a queue or map, that a path or a prefix means."""
+    if os.path.lexists(path) and (not os.path.isdir(path) or _queue.is_queue(path) or _snapshot.is_map(path)):
         return path
     for suffix in ("_sync", "_state"):
         if os.path.lexists(path + suffix):

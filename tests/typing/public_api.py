@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import array
 import mmap
-from collections.abc import ItemsView, MutableMapping, ValuesView
+from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, ValuesView
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import mmapds
 from mmapds import (
@@ -20,7 +20,10 @@ from mmapds import (
     Lock,
     ReadResult,
     Region,
+    Snapshot,
+    SnapshotMap,
     Synchronizer,
+    Transaction,
     WriteResult,
     codecs,
 )
@@ -246,3 +249,106 @@ def bound(c: Counter, f: FloatCounter) -> None:
     c.reserve()  # error: call-arg
     f.reserve(1)  # error: attr-defined
     f.fetch_or(1)  # error: attr-defined
+
+
+def opening_maps(path: Path) -> None:
+    assert_type(SnapshotMap("path"), SnapshotMap)
+    SnapshotMap(path, mode="readonly", codec="raw", schema="v1", follow=False)
+    SnapshotMap(path, mode="private", codec=Upper(), durability="power", populate=True, verify=True)
+    with SnapshotMap(path) as same:
+        assert_type(same, SnapshotMap)
+    assert_type(SnapshotMap.build(path, {"a": 1}), int)
+    assert_type(SnapshotMap.build(path, [(b"a", 1)], codec="raw", metadata={"x": 1}, memory_limit=1 << 20), int)
+    SnapshotMap.build(path, iter([("a", 1)]), progress=print)
+    SnapshotMap(b"path")  # error: arg-type
+    SnapshotMap(path, "shared")  # error: call-arg|misc
+    SnapshotMap(path, mode="copy")  # error: arg-type
+    SnapshotMap(path, durability="some")  # error: arg-type
+    SnapshotMap.build(path)  # error: call-arg
+    SnapshotMap.build(path, 5)  # error: arg-type
+    SnapshotMap.build(path, ["a"])  # error: list-item
+    SnapshotMap.build(path, {}, memory_limit="1 MiB")  # error: arg-type
+
+
+def reading_maps(m: SnapshotMap) -> None:
+    mapping: Mapping[str, int] = m
+    assert_type(mapping["a"], int)
+    assert_type(m["a"], Any)
+    assert_type(m.get("a"), Any)
+    assert_type(m.get(b"a", 5), Any)
+    assert_type("a" in m, bool)
+    assert_type(len(m), int)
+    assert_type(m.get_many(["a", "b"]), dict[Any, Any])
+    assert_type(m.range(), Iterator[tuple[Any, Any]])
+    assert_type(m.range("a", stop="b", reverse=True), Iterator[tuple[Any, Any]])
+    assert_type(m.prefix(b"a", True), Iterator[tuple[Any, Any]])
+    assert_type(m.first(), tuple[Any, Any])
+    assert_type(m.last(), tuple[Any, Any])
+    assert_type(m.ttl("a"), float | None)
+    assert_type(m.version, int)
+    assert_type(m.refresh(), int)
+    assert_type(m.wait(), int | None)
+    assert_type(m.wait(newer_than=3, timeout=0.5), int | None)
+    assert_type(m.metadata, Any)
+    assert_type(m.key_type, type[str | bytes] | None)
+    assert_type(m.verify(), int)
+    assert_type(m.stats(), dict[str, Any])
+    assert_type(m.path, str)
+    assert_type(m.mode, Literal["shared", "private", "readonly"])
+    assert_type(m.follow, bool)
+    assert_type(m.durability, str)
+    assert_type(m.closed, bool)
+    for pair in m.items():
+        assert_type(pair, tuple[Any, Any])
+    m.prefetch()
+    m.prefetch(["a"])
+    m.prefetch(start="a", stop="b")
+    m.prefetch(prefix=b"a")
+    m.compact()
+    m.compact(print)
+    m.check()
+    m.close()
+    m.range(5)  # error: arg-type
+    m.prefix(None)  # error: arg-type
+    m.prefetch(["a"], "b")  # error: call-arg|misc
+    m.wait("1")  # error: arg-type
+    m.get()  # error: call-arg|call-overload
+    m.version = 3  # error: misc
+    m.missing()  # error: attr-defined
+
+
+def snapshots(m: SnapshotMap) -> None:
+    with m.snapshot() as s:
+        assert_type(s, Snapshot)
+    mapping: Mapping[str, int] = s
+    assert_type(mapping["a"], int)
+    assert_type(s["a"], Any)
+    assert_type(s.version, int)
+    assert_type(s.snapshot(), Snapshot)
+    assert_type(s.stats(), dict[str, Any])
+    assert_type(list(s.range("a")), list[tuple[Any, Any]])
+    s.transaction()  # error: attr-defined
+    s["a"] = 1  # error: index
+
+
+def transactions(m: SnapshotMap) -> None:
+    assert_type(m.transaction(), Transaction)
+    with m.transaction() as txn:
+        assert_type(txn, Transaction)
+        mapping: MutableMapping[str, int] = txn
+        mapping["a"] = 1
+        txn["a"] = {"any": "value"}
+        txn.set("a", 1)
+        txn.set(b"a", 1, ttl=0.5)
+        del txn["a"]
+        txn.update({"a": 1}, b=2)
+        txn.update([("a", 1)])
+        txn.clear()
+        assert_type(txn.pop("a"), Any)
+        assert_type(txn.setdefault("a", 1), Any)
+        assert_type(txn.popitem(), tuple[Any, Any])
+        assert_type(len(txn), int)
+        txn.set("a")  # error: call-arg
+        txn.set("a", 1, ttl="1")  # error: arg-type
+        txn.set(5, 1)  # error: arg-type
+        txn.commit()  # error: attr-defined

@@ -12,20 +12,41 @@ from pathlib import Path
 import pytest
 
 from mmapds import cli
-from mmapds.bench import counters, counters_peers, machine, plot, queue, queue_peers, report, rows, sync, sync_peers
+from mmapds.bench import (
+    counters,
+    counters_peers,
+    machine,
+    plot,
+    queue,
+    queue_peers,
+    report,
+    rows,
+    snapshot,
+    snapshot_peers,
+    sync,
+    sync_peers,
+)
 from mmapds.cli.output import document
 
 DOCS = Path(__file__).parents[2] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
-TABLES = {"sync": rows.SYNC, "counters": rows.COUNTERS, "queue": rows.QUEUE}
-PEERS = {"sync": sync_peers.PEERS, "counters": counters_peers.PEERS, "queue": queue_peers.PEERS}
-BENCHMARKS = {"sync": sync, "counters": counters, "queue": queue}
+TABLES = {"sync": rows.SYNC, "counters": rows.COUNTERS, "queue": rows.QUEUE, "snapshot": rows.SNAPSHOT}
+PEERS = {
+    "sync": sync_peers.PEERS,
+    "counters": counters_peers.PEERS,
+    "queue": queue_peers.PEERS,
+    "snapshot": snapshot_peers.PEERS,
+}
+BENCHMARKS = {"sync": sync, "counters": counters, "queue": queue, "snapshot": snapshot}
+TAKES = {"sync": {"program"}, "snapshot": {"keys", "memory"}}
 
 # What needs no other program, no disk and no second processor.
 ALWAYS = {
     "sync": {"version", "read_release", "with_read", "with_read_64mib", "load", "pread", "pwrite", "fetch_add"},
     "counters": {"bound", "index", "name", "value", "snapshot"},
     "queue": {"deque", "simple", "claim", "msgpack", "many", "delayed", "open", "scan", "segments"},
+    "snapshot": {"open", "open_small", "open_pickle", "memory", "get", "many", "layers", "build", "build_limit"}
+    | {"build_memory", "commit", "commits", "workers"},
 }
 
 
@@ -99,7 +120,7 @@ def test_the_command_writes_both_files(results, tmp_path, capsys, monkeypatch):
     assert ET.parse(chart).getroot().tag == f"{SVG}svg"
     assert TABLES[name][-1].what in capsys.readouterr().out
     assert asked[0]["quick"] is True
-    assert asked[0].keys() - {"quick", "progress"} == ({"program"} if name == "sync" else set())
+    assert asked[0].keys() - {"quick", "progress"} == TAKES.get(name, set())
 
 
 # --- tables and chart --------------------------------------------------------------------------
@@ -188,6 +209,6 @@ def test_the_documentation_holds_the_runs_whose_charts_it_shows():
     assert report.renew(page, *runs) == page
     for name, run in zip(names, runs, strict=True):
         assert (DOCS / "images" / f"bench-{name}.svg").read_text("utf-8") == plot.svg(run)
-        assert run["benchmark"] == name
+        assert run["benchmark"] == name.partition("_")[0]  # "snapshot_10m": with ten million keys
         assert not run["quick"]
-        assert [row["name"] for row in run["rows"]] == [row.name for row in TABLES[name]]
+        assert [row["name"] for row in run["rows"]] == [row.name for row in TABLES[run["benchmark"]]]
