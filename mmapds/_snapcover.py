@@ -30,7 +30,10 @@ SLOTS = ("_changes", "_gained", "_order")  # of those who derive from Covered, w
 
 
 class Covered(MapView, _Mutable):
-    """A base, and changes over it. Not for several threads that change it at the same time."""
+    """A base, and changes over it. Not for several threads that change it at the same time.
+
+    A walk goes over each key as it is when the walk comes to it: keys that are added ahead of it are met too.
+    """
 
     __slots__ = ()
 
