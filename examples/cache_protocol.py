@@ -148,7 +148,9 @@ def split(line: bytes) -> list[bytes] | None:
     return words
 
 
-SPECIAL = re.compile(rb"\\(.)|(\*+)|(\?)|\[(\^?)((?:\\.|[^\]\\])*)(?:\]|\Z)|(.)", re.DOTALL)
+# In brackets: an escaped character, a range, a character.
+SPECIAL = re.compile(rb"\\(.)|(\*+)|(\?)|\[(\^?)((?:\\.|[^\]]-.|[^\]])*+)\]?|(.)", re.DOTALL)
+MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
 
 
 @functools.lru_cache(maxsize=256)
@@ -178,8 +180,8 @@ def pattern(glob: bytes) -> tuple[re.Pattern[bytes], bytes]:
 
 def members(chars: bytes, inverted: bool) -> bytes:
     """What stands in brackets: characters and ranges, which may be written backwards."""
-    found = [(a or b, c or d) for a, b, c, d in re.findall(rb"(?s)(?:\\(.)|(.))(?:-(?:\\(.)|(.)))?", chars)]
-    if not found:
+    if not chars:
         return b"." if inverted else b"(?!)"
-    ranges = (sorted((low, high or low)) for low, high in found)
-    return b"[%b%b]" % (b"^" if inverted else b"", b"".join(re.escape(a) + b"-" + re.escape(b) for a, b in ranges))
+    found = (((a or d, a or d) if a or d else sorted((b, c))) for a, b, c, d in MEMBER.findall(chars))
+    ranges = b"".join(re.escape(low) + b"-" + re.escape(high) for low, high in found)
+    return b"[%b%b]" % (b"^" if inverted else b"", ranges)

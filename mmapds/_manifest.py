@@ -38,6 +38,7 @@ class LayerRef:
     identity: bytes
     records: int
     bytes: int
+    entries: int = 0  # len of the map when this was the newest layer, and there was no delta
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,9 @@ class Contents:
             delta.end,
             len(self.layers),
         )
-        return head + b"".join(_LAYER.pack(one.number, one.identity, one.records, one.bytes, 0) for one in self.layers)
+        return head + b"".join(
+            _LAYER.pack(one.number, one.identity, one.records, one.bytes, one.entries) for one in self.layers
+        )
 
     def here(self) -> Contents:
         """The same, with a clock of this boot."""
@@ -104,7 +107,7 @@ def decode(data: bytes, path: str) -> Contents:
             and len(data) == _HEAD.size + count * _LAYER.size
             and delta < number
         ):
-            layers = tuple(LayerRef(*found[:4]) for found in _LAYER.iter_unpack(data[_HEAD.size :]))
+            layers = tuple(LayerRef(*found) for found in _LAYER.iter_unpack(data[_HEAD.size :]))
             if all(0 < layer.number < number for layer in layers):
                 there = DeltaRef(delta, identity, end) if delta else None
                 return Contents(number, entries, keys, clock, boot, there, layers)

@@ -231,6 +231,13 @@ class _Scan:
         self.plan.tail_sequence = self.sequence
 
 
+def _place(record: Record, plan: Plan) -> int:
+    """The place of an item that was sent to the back; 0: its own. The tail may have been further on, where nothing is
+    now: what is put from here on comes behind the item all the same.
+    """
+    return min(record.place, 2 * plan.tail) if record.place % 2 == 0 else 0
+
+
 def fill_index(plan: Plan, mapping: Mapping, capacity: int, readers: Readers, offset: int) -> None:
     """Makes the words of meta, or of a private copy of it, as the plan says."""
     size = readers.queue.segment_size
@@ -261,7 +268,7 @@ def fill_index(plan: Plan, mapping: Mapping, capacity: int, readers: Readers, of
             record.sequence,
             record.size,
             record.attempts,
-            record.place if record.place % 2 == 0 else 0,
+            _place(record, plan),
             now + left if left else 0,
         )
     rebuild.end(plan.head // size == number or plan.head - kernel.PAGE == 0)
@@ -289,6 +296,12 @@ def carry_out(plan: Plan, readers: Readers, offset: int) -> None:
         queue.meta.path,
     )
     fill_index(plan, with_room, capacity, readers, offset)
+    for item in plan.items[: plan.plain]:
+        if isinstance(item, Single) and (place := _place(item.record, plan)) != item.record.place and place:
+            found = item.record  # for the boot after this one
+            readers.open(item.number, writable=True).store_state(
+                found, found.what, found.attempts, found.wall, found.wait, place
+            )
     power = queue.meta.header.durability == "power"
     for number in queue.numbers():
         if number not in plan.keep:

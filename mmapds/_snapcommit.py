@@ -40,7 +40,7 @@ from mmapds.errors import CorruptionError, DurabilityFailed, MmapdsError, Writer
 if TYPE_CHECKING:
     from mmapds.snapshot import PrivateMap, SnapshotMap
 
-RATIO = 4  # the oldest layer is as many times as large as all others together; of the others, what makes two unlike
+RATIO = 4  # the oldest layer is at least as many times as large as all others together; so unlike are two of them
 ALIKE = 3  # layers of a size, which the next one of that size is merged with
 MOST_KEPT = 8  # layers, at most; the format allows some more
 _PATIENCE = 5.0  # seconds for somebody who is making the map
@@ -117,7 +117,7 @@ class Committer:
     def _appendable(self) -> Delta | None:
         """The delta, mapped to be written; None if there is none, or it must not be appended to."""
         ref = self._contents.delta
-        if ref is None or self._suspect:
+        if ref is None or self._suspect or self._state.delta is None:
             return None
         delta = self._owner._written
         if delta is None or delta.identity != ref.identity:
@@ -198,8 +198,12 @@ class Committer:
         self._retired += [self._files.name(layer.number, "layer") for layer in contents.layers[:count]]
         if contents.delta is not None:
             self._retired.append(self._files.name(contents.delta.number, "delta"))
-        layers = contents.layers[count:] if ref is None else (ref, *contents.layers[count:])
-        self._contents = replace(self._contents, layers=layers, delta=None, keys=keys, entries=entries - lapsed)
+            self._owner._written = None  # which would keep its blocks
+        entries -= lapsed
+        layers = contents.layers[count:]
+        if ref is not None:
+            layers = (replace(ref, entries=entries), *layers)
+        self._contents = replace(self._contents, layers=layers, delta=None, keys=keys, entries=entries)
 
     def _fold(self, count: int | None = None, progress: Progress | None = None) -> None:
         """Turns the delta into a layer."""
@@ -368,7 +372,7 @@ class _Building:
         if self.clock is not None:
             contents = replace(contents, clock=self.clock)
         if ref is not None:
-            contents = replace(contents, entries=ref.records, layers=(ref,))
+            contents = replace(contents, entries=ref.records, layers=(replace(ref, entries=ref.records),))
         self.manifest.write_bytes(contents.encode())
         retire(self.manifest, self.files, self.files.leftovers({before.number}))
         return contents.entries

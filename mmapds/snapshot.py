@@ -31,7 +31,7 @@ from typing import Any, Literal, Self
 
 from mmapds import files
 from mmapds._handle import Handle
-from mmapds._manifest import Contents, Manifest
+from mmapds._manifest import Contents, DeltaRef, Manifest
 from mmapds._native import kernel
 from mmapds._native.atomic import own_methods
 from mmapds._native.region import FLAGS
@@ -206,14 +206,29 @@ class SnapshotMap(MapView, Handle):
         if (ref := contents.delta) is not None:
             delta, end = before.delta if before is not None else None, ref.end
             if delta is None or (delta.number, delta.identity) != (ref.number, ref.identity):
-                delta, ours = self._files.delta(ref, writable=False)
-                if not ours and self.durability == "process":  # the power may have gone, and nobody had synced it
-                    end, counted = delta.whole(ref.end)
-                    entries = entries if counted is None else counted
+                delta, end, entries = self._new_delta(contents, ref)
             elif before is not None and before.cut:
                 end, entries = before.end, before.entries
         cut = 0 if ref is None else ref.end - end
         return State(version, entries, contents.keys, layers, delta, end, contents.clock_here(), cut)
+
+    def _new_delta(self, contents: Contents, ref: DeltaRef) -> tuple[Delta | None, int, int]:
+        """Maps a delta; how much of it counts, and len of the map then.
+
+        With durability "process" the power may have gone before the kernel wrote all of it. What is whole counts, from
+        the first batch on: a version that was, if not the last one.
+        """
+        powerless = self.durability == "process" and contents.boot != files.boot_id()
+        try:
+            delta, ours = self._files.delta(ref, writable=False)
+        except (CorruptionError, FileNotFoundError):
+            if not powerless:
+                raise
+            return None, 0, contents.layers[0].entries if contents.layers else 0
+        if ours or self.durability != "process":
+            return delta, ref.end, contents.entries
+        end, entries = delta.whole(ref.end)
+        return delta, end, contents.entries if entries is None else entries
 
     def refresh(self) -> int:
         """Goes by the newest version from here on, also with ``follow=False``; its number. `MappingLost` if the path

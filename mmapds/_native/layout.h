@@ -126,7 +126,8 @@
           64    16  delta identity
           80     8  delta end         bytes of it that are published
           88     8  layers            how many, newest first, 48 bytes each:
-                                      u64 number, identity (16), u64 records, u64 bytes (of the file), u64 (zero)
+                                      u64 number, identity (16), u64 records, u64 bytes (of the file), u64 entries
+                                      (len of the map when it was the newest layer, without a delta)
 
    LAYER (<path>/<number>.layer, 16 hexadecimal digits; kind "layer", parent: the manifest's sync file; options: 0 number,
    1 records, 2 end of the records, 3 bytes of metadata, 4 guide, 5 guide entries, 6 common, 7 table, 8 buckets, 9 probes,
@@ -521,7 +522,7 @@ typedef struct {
 typedef struct {
     uint64_t number;
     uint8_t identity[16];
-    uint64_t records, bytes, zero;
+    uint64_t records, bytes, entries;
 } mmapds_manifest_layer;
 
 typedef struct {

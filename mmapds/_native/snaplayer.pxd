@@ -161,6 +161,7 @@ cdef class Delta:
     cdef int parse(self, uint64_t data, uint64_t end, uint64_t batch, snap_record *record) except -1
     cdef int check_hash(self, uint64_t at, const mmapds_batch *found) except -1
     cdef int collect(self, uint64_t start, uint64_t end, walked *into) except -1
+    cdef bint later(self, uint64_t end)
     cdef Order order(self, uint64_t end)
 
 

@@ -267,8 +267,10 @@ cdef class Delta:
         self.identity = identity
         if stored != size or size > (<uint64_t>1 << 34) or buckets < 1 or buckets > (size - HEADS_AT) // 4:
             raise CorruptionError(f"{mapping.path} has {size} bytes, and says {stored} and {buckets} buckets: restore a copy")
+        if load_relaxed_u64(<const uint64_t *>(mapping.base + size - 8)) != MMAPDS_SENTINEL:
+            mapping.check()
+            raise CorruptionError(f"{mapping.path}: its last word is not the sentinel: it was cut, or not all of it written")
         mapping.seal = <const uint64_t *>(mapping.base + size - 8)
-        mapping.check()
         self.snap.base = mapping.base
         self.snap.size = size - 8
         self.snap.buckets = buckets
@@ -400,7 +402,25 @@ cdef class Delta:
             self.reach(end)
         except CorruptionError:
             self.mapping.check()
+            if self.later(end):         # damage in the middle is not what a power cut leaves of a file that grows
+                raise
         return self.reached, self.entries
+
+    cdef bint later(self, uint64_t end):
+        """Whether there is a batch that is right behind the one that is not."""
+        cdef mmapds_batch found
+        cdef uint64_t at = self.reached + 8, next
+        while at + sizeof(mmapds_batch) <= end:
+            memcpy(&found, self.snap.base + at, sizeof(found))
+            if found.check == mmapds_batch_check(&found, at, <const uint8_t *>PyBytes_AS_STRING(self.identity)):
+                try:
+                    self.batch(at, end, &found)
+                    self.check_hash(at, &found)
+                    return True
+                except CorruptionError:
+                    pass
+            at += 8
+        return False
 
     cdef int parse(self, uint64_t data, uint64_t end, uint64_t batch, snap_record *record) except -1:
         if data > end or not snap_parse(self.snap.base + data, self.snap.base + end, record):

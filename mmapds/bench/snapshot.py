@@ -68,7 +68,8 @@ def _measure(run: Run, place: str, count: int) -> None:
         run.reasons |= missing
         run.progress("opening")
         with ExitStack() as stage:
-            cases = [*snapshot_cases.opens(place, data), *_beside(stage, others, "open")]
+            run.disk_calls([*snapshot_cases.opens(place, data), *_beside(stage, others, "open")])
+            cases = [snapshot_cases.loads(place, data), *_beside(stage, others, "load")]
             run.figures |= take(cases, rounds=run.effort.start_runs, slice_seconds=0)
         snapshot_teams.opened(run, place, count)
         with run.pinned():

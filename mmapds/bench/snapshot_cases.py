@@ -37,6 +37,7 @@ __all__ = [
     "commits",
     "each",
     "layered",
+    "loads",
     "many",
     "opens",
     "quiet",
@@ -185,13 +186,12 @@ def layered(path: str, data: Data) -> int:
 
 
 def opens(directory: str, data: Data) -> list[Case]:
-    """Opening a map and finding one key; the map of all entries is there already. And what loads them."""
+    """Opening a map and finding one key; the map of all entries is there already."""
     small = dict(islice(data.table.items(), _SMALL))
     SnapshotMap.build(f"{directory}/small", small, codec="raw")
     return [
         _opening("open", f"{directory}/map", data.probes),
         _opening("open_small", f"{directory}/small", list(small)),
-        _pickle(f"{directory}/pickle", data),
     ]
 
 
@@ -211,7 +211,9 @@ def _opening(name: str, path: str, keys: Sequence[bytes]) -> Case:
     return only(name, open_it, each=_OPENS)
 
 
-def _pickle(path: str, data: Data) -> Case:
+def loads(directory: str, data: Data) -> Case:
+    """What opening is compared with: loading them."""
+    path = f"{directory}/pickle"
     with open(path, "wb") as file:
         pickle.dump(data.million, file, protocol=pickle.HIGHEST_PROTOCOL)
 

@@ -28,7 +28,7 @@ from mmapds.bench.snapshot_cases import Data, each, many, of_thousands, scan
 __all__ = ["MAKERS", "PEERS", "Maker", "Stages", "found", "write_rdb"]
 
 Stages: TypeAlias = Mapping[str, Callable[[ExitStack], list[Case]]]
-"""What makes the cases, by what they are timed beside: "open", "read", "commit", "commits", "build"."""
+"""What makes the cases, by what they are timed beside: "open", "load", "read", "commit", "commits", "build"."""
 
 Maker: TypeAlias = Callable[[ExitStack, str, Data, int], Stages | str]
 """Fills a store, in a directory; or says why it cannot. The number: how many thousands a slice commits."""
@@ -261,7 +261,7 @@ def _redis(stack: ExitStack, directory: str, data: Data, thousands: int) -> Stag
             many("redis.many", "mget(batch)", {"mget": client.mget}, few),
         ]
 
-    return {"open": lambda _: [only("redis.load", load)], "read": read}
+    return {"load": lambda _: [only("redis.load", load)], "read": read}
 
 
 def write_rdb(path: str, table: Mapping[bytes, bytes]) -> None:

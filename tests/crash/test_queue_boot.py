@@ -225,6 +225,27 @@ def test_r25_delays_when_the_wall_clock_was_moved(path: str, years: int) -> None
         assert drain(q) == [b"put", b"x"]
 
 
+def test_r24_what_was_sent_to_the_back_stays_before_what_is_put_after_the_boot(path: str) -> None:
+    """The tail was behind a large item that is finished; recovery finds nothing there, and begins further in front."""
+    with make(path) as q:
+        q.put(b"back")
+        claim = q.claim()
+        q.put(bytes(5000))
+        q.put(bytes(9000))
+        assert len(q.get_many(2)) == 2
+        claim.nack(0, to_back=True)
+        content = queuefiles.content(path)
+    queuefiles.restore(path, content)
+    for boot in range(2):
+        queuefiles.other_boot(path)
+        with make(path) as q:
+            q.put(b"%d" % boot)
+            state = queuefiles.state(path)
+            assert list(q) == [b"back", *(b"%d" % i for i in range(boot + 1))], state
+    with make(path) as q:
+        assert drain(q) == [b"back", b"0", b"1"]
+
+
 def test_r25_leases_do_not_outlive_a_boot(path: str) -> None:
     with make(path, lease=1000) as q:
         q.put(b"1")

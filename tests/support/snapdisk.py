@@ -41,7 +41,7 @@ class LayerRef(NamedTuple):
     identity: bytes
     records: int
     bytes: int
-    zero: int
+    entries: int  # of the map, when this was its newest layer and there was no delta
 
 
 class Manifest(NamedTuple):
@@ -265,7 +265,7 @@ def check(path: str, message: str = "", *, leftovers: bool = False, linked: bool
             else:
                 entries[record.key] = (record.value, record.expires)
 
-        wanted = set(MANIFEST_NAMES)
+        wanted = MANIFEST_NAMES | {f"manifest_data_{n}.damaged" for n in (0, 1)}  # set aside by a recovery
         for n, ref in enumerate(reversed(manifest.layers)):
             file = name(ref.number, "layer")
             wanted.add(file)
@@ -286,6 +286,8 @@ def check(path: str, message: str = "", *, leftovers: bool = False, linked: bool
                 put(record)
         assert len(entries) == manifest.entries, f"{len(entries)} entries, the manifest says {manifest.entries}"
         assert len(manifest.layers) <= 12
+        if manifest.layers and not manifest.delta:
+            assert manifest.layers[0].entries == manifest.entries, manifest
         left = set(names) - wanted
         assert leftovers or not left, f"left behind: {left}"
     except (AssertionError, OSError, struct.error) as error:

@@ -12,6 +12,7 @@ import pytest
 import snapmaps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers import Peer
 
 from mmapds import CorruptionError, SnapshotMap, codecs, files
 from mmapds._native.region import FLAGS, Mapping
@@ -365,3 +366,91 @@ def test_a_block_that_is_damaged_gives_no_value_when_verified(parts: Parts, imag
             walk(view)
         with pytest.raises(CorruptionError, match="block 0"):
             layer.verify()
+
+
+GUIDES = """
+import itertools, struct, xxhash
+from mmapds import CorruptionError, files
+from mmapds._native.region import FLAGS, Mapping
+from mmapds._native.snapcursor import ITEMS, Entries
+from mmapds._native.snaplayer import STR_KEYS, Layer, State
+from mmapds._native.snapcursor import Values
+from mmapds.codecs import resolve
+
+opened = files.OpenFile(path, "layer", writable=False)
+identity, right = opened.header.identity, opened.header.options
+opened.close()
+with open(path, "rb") as file:
+    image = file.read()
+guide, guides, sums, size = right[4], right[5], right[10], right[11]
+
+def attempt(call):
+    try:
+        return [call()]
+    except CorruptionError:
+        return []
+
+def use(offset, verify):
+    data, options = bytearray(image), list(right)
+    for i in range(guides):
+        struct.pack_into("<Q", data, guide + 16 * i + 8, offset)
+    if verify:      # as somebody would who wants to be believed
+        for i, at in enumerate(range(4096, sums, 65536)):
+            struct.pack_into("<Q", data, sums + 8 * i, xxhash.xxh3_64_intdigest(data[at : min(at + 65536, sums)]))
+        options[13] = xxhash.xxh3_64_intdigest(data[sums : size - 8])
+    mapping = Mapping(-1, size, FLAGS["READ"] | FLAGS["WRITE"], FLAGS["PRIVATE"] | FLAGS["ANONYMOUS"], "bytes")
+    memoryview(mapping)[:] = data
+    layer = Layer(mapping, 1, identity, tuple(options), verify)
+    state = State(5, 0, STR_KEYS, (layer,), None, 0, 0)
+    for backward in (False, True):
+        for first, bound in ((None, None), (b"0050", None), (None, b"0050"), (b"0020", b"0080"), (b"0016", None)):
+            entries = Entries(state, ITEMS, Values(resolve("msgpack")))
+            entries.range(first, bound, backward)
+            attempt(lambda: list(itertools.islice(entries, 10_000)))
+    for first, bound in ((b"0050", None), (None, b"0050"), (b"0010", b"0020")):
+        attempt(lambda: layer.populate(first, bound, False))
+"""
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_guide_that_leads_nowhere(parts: Parts, verify: bool) -> None:
+    """In a process of its own: what is read elsewhere may be its end."""
+    with Peer(GUIDES, path=parts.layer_file) as peer:
+        size = Path(parts.layer_file).stat().st_size
+        for offset in [*EDGES, size - 8, size, size + 4096, 1 << 40, (1 << 47) - 4096]:
+            peer("use(offset, verify)", offset=offset, verify=verify)
+
+
+def test_a_damaged_block_of_a_large_value_is_never_handed_out(tmp_path: Path) -> None:
+    path = str(tmp_path / "map")
+    values = {f"{i}": bytes([i]) * 200_000 for i in range(5)}
+    SnapshotMap.build(path, values, codec="raw")
+    with SnapshotMap(path) as m:
+        file = m._state.layers[0].path
+    options = Parts.open(file, "layer")[2]
+    identity = Parts.open(file, "layer")[1]
+    image = Path(file).read_bytes()
+    raw = Values(codecs.resolve("raw"))
+    for offset in range(4096 + 30_000, options[2], 65536):
+        data = bytearray(image)
+        data[offset] ^= 1
+        for backward in (False, True):
+            layer = Layer(anonymous(bytes(data)), 1, identity, options, True)
+            entries = Entries(State(1, 5, STR_KEYS, (layer, layer), None, 0, 0), ITEMS, raw)
+            entries.range(None, None, backward)
+            found = []
+            with pytest.raises(CorruptionError, match=f"block {(offset - 4096) // 65536} "):
+                found.extend(entries)
+            assert all(values[key] == value for key, value in found), offset
+            core = MapCore()
+            core._use(raw)
+            layer = Layer(anonymous(bytes(data)), 1, identity, options, True)
+            core._go_by(State(1, 5, STR_KEYS, (layer,), None, 0, 0))
+            core._follow(None)
+            refused = 0
+            for key, value in values.items():
+                try:
+                    assert core[key] == value, (offset, key)
+                except CorruptionError:
+                    refused += 1
+            assert 1 <= refused <= 2, (offset, refused)
