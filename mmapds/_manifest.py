@@ -28,6 +28,7 @@ _HEAD = struct.Struct("<QQQQq16sQ16sQQ")
 _LAYER = struct.Struct("<Q16sQQQ")
 _MAGIC = int.from_bytes(b"manifest", "little")
 MOST_LAYERS = 12
+LEAST = 24  # bytes that an entry of the delta takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +106,11 @@ def decode(data: bytes, path: str) -> Contents:
             and keys <= 2
             and count <= MOST_LAYERS
             and len(data) == _HEAD.size + count * _LAYER.size
-            and delta < number
+            and delta < number < 1 << 62
         ):
             layers = tuple(LayerRef(*found) for found in _LAYER.iter_unpack(data[_HEAD.size :]))
-            if all(0 < layer.number < number for layer in layers):
+            most = sum(layer.records for layer in layers) + (end // LEAST if delta else 0)
+            if all(0 < layer.number < number for layer in layers) and entries <= most:
                 there = DeltaRef(delta, identity, end) if delta else None
                 return Contents(number, entries, keys, clock, boot, there, layers)
     raise CorruptionError(f"{path}: the manifest is damaged ({len(data)} bytes, {data[:8]!r} first): restore a copy")

@@ -17,6 +17,7 @@ from mmapds._native.atomic import own_methods
 from mmapds._native.snapcursor import ITEMS, KEYS, VALUES, Entries, Values
 from mmapds._native.snaplayer import BYTES_KEYS, STR_KEYS, State
 from mmapds._native.snapmap import MapCore
+from mmapds.errors import CorruptionError
 
 Key: TypeAlias = str | bytes
 
@@ -255,7 +256,10 @@ class MapView(MapCore, _Mapping):
 def metadata_of(state: State) -> Any:
     """Decoded; the oldest layer has it."""
     data = state.layers[-1].metadata if state.layers else b""
-    return msgpack.unpackb(data, raw=False, strict_map_key=False) if data else None
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=False) if data else None
+    except Exception as error:  # whatever msgpack finds
+        raise CorruptionError(f"{state.layers[-1].path}: the metadata is damaged ({error}): restore a copy") from error
 
 
 @own_methods

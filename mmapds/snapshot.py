@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -89,7 +88,7 @@ class SnapshotMap(MapView, Handle):
         "_committer",
         "_files",
         "_manifest",
-        "_mutexes",
+        "_turns",
         "_written",
         "durability",
         "follow",
@@ -130,7 +129,7 @@ class SnapshotMap(MapView, Handle):
         self.path = os.path.abspath(os.fspath(path))
         self.mode = mode
         self.follow = follow and mode != "private"
-        self._mutexes: dict[int, threading.RLock] = {}
+        self._turns = kernel.Turns()
         self._committer: Committer | None = None
         self._written: Delta | None = None  # the delta, mapped to be appended to
         self._base: tuple[Contents, State] | None = None  # what our last transaction published
@@ -321,12 +320,6 @@ class SnapshotMap(MapView, Handle):
 
     # ---- the end --------------------------------------------------------------------------------------------------
 
-    def _mutex(self) -> threading.RLock:
-        """Of transactions; a fork's child has one of its own, because a thread that it does not have may hold its
-        parent's.
-        """
-        return self._mutexes.setdefault(kernel.fork_count(), threading.RLock())
-
     def close(self) -> None:
         """Ends this handle; idempotent. Views, snapshots and walks that are held stay valid."""
         manifest = getattr(self, "_manifest", None)
@@ -457,7 +450,7 @@ class Transaction(Covered):
     `SnapshotMap.transaction`.
     """
 
-    __slots__ = (*SLOTS, "_begun", "_committer", "_epoch", "_map", "_open")
+    __slots__ = (*SLOTS, "_begun", "_committer", "_epoch", "_map", "_open", "_turn")
 
     def __init__(self, owner: SnapshotMap) -> None:
         self._map = owner
@@ -473,47 +466,44 @@ class Transaction(Covered):
             raise RuntimeError("a transaction is one block: call m.transaction() again")
         self._begun = True
         owner = self._map
-        mutex = owner._mutex()
-        mutex.acquire()
+        turn = self._turn = owner._turns.take("this thread is in a transaction of this map already: end it first")
+        committer = Committer(owner)
         try:
-            if owner._committer is not None and owner._committer.epoch == self._epoch:
-                raise RuntimeError("this thread is in a transaction of this map already: end it first")
-            self._committer = Committer(owner)
-            try:
-                state = self._committer.begin()
-                self._go_by(state)
-                self._bind()
-                self._uncover(counted=False)
-                owner._committer = self._committer
-                self._open = True
-            except BaseException:
-                self._committer.end()
-                raise
+            self._committer = committer
+            self._go_by(committer.begin())
+            self._bind()
+            self._uncover(counted=False)
+            owner._committer = committer
+            self._open = True
         except BaseException:
-            mutex.release()
+            try:
+                committer.end()
+            finally:
+                turn.give()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._epoch != kernel.fork_count():
-            if kind is None:
-                raise ForkedHandle("this transaction belongs to the parent of this process: begin one of your own")
-            return
+        # An interruption anywhere here leaves the turn to the end of this object, and the rest to whose turn is next.
         try:
-            if kind is None:
-                self._committer.commit(self._changes)
-        finally:
-            self._open = False
-            self._changes = {}
-            self._end()
-            self._map._committer = None
+            if self._epoch != kernel.fork_count():
+                if kind is None:
+                    raise ForkedHandle("this transaction belongs to the parent of this process: begin one of your own")
+                return
             try:
-                self._committer.end()
+                if kind is None:
+                    self._committer.commit(self._changes)
             finally:
+                self._open = False
+                self._changes = {}
+                self._end()
+                self._map._committer = None
+                self._committer.end()
                 del self._committer
-                self._map._mutex().release()
+        finally:
+            self._turn.give()
 
     def _advance(self) -> None:
         self._check_changeable()

@@ -11,6 +11,10 @@ mutexes because they put libc's own pointers into the file.
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport (
+    NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_get_thread_ident,
+    PyThread_release_lock, PyThread_type_lock,
+)
 from libc.errno cimport EAGAIN, EINTR, ENOSPC
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 
@@ -236,6 +240,62 @@ cdef class Held:
     def __exit__(self, kind, value, traceback):
         if not self.keeps:
             self.locks.unlock(self.start, self.length)
+
+
+@cython.final
+@cython.no_gc                   # refers to nothing
+cdef class Turns:
+    """The threads of a handle take turns. In a fork's child nobody has one: a thread that is not there may have it."""
+    cdef PyThread_type_lock lock
+    cdef uint64_t epoch
+    cdef unsigned long owner    # thread, or 0
+
+    def __dealloc__(self):
+        if self.lock is not NULL and self.epoch == fork_epoch:
+            PyThread_free_lock(self.lock)
+
+    def take(self, str refusal):
+        """Waits for a :class:`Turn`. RuntimeError(refusal) if this thread has it. Signal handlers run while it waits."""
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        cdef Turn turn = Turn.__new__(Turn)
+        cdef int got
+        if self.lock is NULL or self.epoch != fork_epoch:
+            self.lock = PyThread_allocate_lock()
+            if self.lock is NULL:
+                raise MemoryError
+            self.epoch = fork_epoch
+            self.owner = 0
+        if self.owner == thread:
+            raise RuntimeError(refusal)
+        while not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
+            with nogil:
+                kernel_sleep_ns(1000000)
+            PyErr_CheckSignals()
+        self.owner = thread
+        turn.turns = self
+        turn.epoch = self.epoch
+        return turn
+
+
+@cython.final
+@cython.no_gc
+cdef class Turn:
+    """Held until `give()`, or until the last reference to it goes: no interruption in between can lose it."""
+    cdef Turns turns            # None when it is over
+    cdef uint64_t epoch
+
+    def give(self):
+        """Ends it. Idempotent; does nothing in a fork's child."""
+        cdef Turns turns = self.turns
+        self.turns = None
+        if turns is not None and self.epoch == fork_epoch:
+            turns.owner = 0
+            PyThread_release_lock(turns.lock)
+
+    def __dealloc__(self):
+        if self.turns is not None and self.epoch == fork_epoch:
+            self.turns.owner = 0
+            PyThread_release_lock(self.turns.lock)
 
 
 def link_fd(int fd, path):

@@ -103,9 +103,9 @@ static inline int snap_lower(snap_layer *layer, const char *key, uint64_t size, 
     if (!snap_sound(layer, (const char *)entry - layer->base, sizeof(*entry)))
         return SNAP_UNSOUND;
     uint64_t at = load_relaxed_u64(&entry->offset);
+    if (at < MMAPDS_PAGE || at >= layer->end || at % 8)
+        return SNAP_DAMAGED;
     for (int i = 0; i < MMAPDS_GUIDED && at < layer->end; i++) {
-        if (at < MMAPDS_PAGE || at % 8)
-            return SNAP_DAMAGED;
         status = snap_read(layer, at, &record);
         if (status != SNAP_FOUND)
             return status;

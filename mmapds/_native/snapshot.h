@@ -206,6 +206,8 @@ static inline int snap_sound(snap_layer *layer, uint64_t offset, uint64_t size)
 /* snap_parse with that: the record's head, then the rest of what it says it has, must be sound. */
 static inline int snap_read(snap_layer *layer, uint64_t offset, snap_record *record)
 {
+    if (offset < MMAPDS_PAGE || offset >= layer->end || offset % 8)
+        return SNAP_DAMAGED;
     uint64_t head = layer->end - offset < 24 ? layer->end - offset : 24;
     if (!snap_sound(layer, offset, head))
         return SNAP_UNSOUND;

@@ -242,9 +242,11 @@ def decode(data: bytes) -> tuple[Contents | None, list[str]]:
         wrong.append(f"says {keys} for the kind of its keys: from 0 to 2 are possible")
     if any(newer <= older for newer, older in pairwise(numbers)):
         wrong.append(f"names layers in an order that is not from new to old: {', '.join(f'{n:x}' for n in numbers)}")
-    if any(layer[4] for layer in found) or (not delta and (any(identity) or end)):
+    if found and not delta and found[0][4] != entries:
+        wrong.append(f"says {entries} entries, and {found[0][4]} when its newest layer was made, with nothing newer")
+    if not delta and (any(identity) or end):
         wrong.append("has words that must be 0 and are not")
-    layers = tuple(LayerRef(*layer[:4]) for layer in found)
+    layers = tuple(LayerRef(*layer) for layer in found)
     there = DeltaRef(delta, identity, end) if delta else None
     return Contents(number, entries, keys, clock, boot, there, layers), wrong
 

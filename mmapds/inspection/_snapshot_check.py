@@ -226,6 +226,11 @@ class _Look:
                     "was last written on another boot, or is a copy: its links are not used, and the next writer "
                     "makes a layer of it"
                 )
+            if contents.layers and contents.layers[0].entries != delta.entries:
+                place.error(
+                    f"says that it began with {delta.entries} entries, and the manifest that there were "
+                    f"{contents.layers[0].entries}"
+                )
             right = check_delta(place, delta, ref.end, reading.version, contents.keys == STR, ours) and right
             if right and ours:
                 self.check_unpublished(place, delta, ref.end, reading)

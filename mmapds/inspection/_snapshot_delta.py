@@ -107,6 +107,13 @@ class Delta:
             yield batch
             at = batch.end
 
+    def later(self, at: int, end: int) -> bool:
+        """Whether behind the damaged batch at `at` there is one that is whole."""
+        return any(
+            (batch := self.batch(place, end)) is not None and self.whole(batch)
+            for place in range(at + 8, end - BATCH + 1, 8)
+        )
+
     def records(self, batch: Batch) -> Iterator[tuple[bytes, bool]]:
         """(key, whether it is gone) of each record. The batch has been checked."""
         at = batch.records
@@ -200,7 +207,7 @@ class _Check:
                     f"the records of the batch at byte {batch.start} (bytes {batch.records} to {batch.end}, version "
                     f"{batch.version}) do not match their checksum"
                 )
-        if at < self.end and self.may_be_torn:
+        if at < self.end and self.may_be_torn and not delta.later(at, self.end):
             delta.cut = True
             place.warning(
                 f"the batch at byte {at} is damaged: {self.end - at} bytes of commits are lost, torn when the power "

@@ -309,7 +309,11 @@ def test_r14_another_format_stays_as_it_is(path: str, offset: int, content: byte
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty", "short", "long", "directory", "fifo", "symlink", "missing", "of another map"]
+    "kind",
+    [
+        *("short", "fifo", "missing", "of another map"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("empty", "long", "directory", "symlink")),
+    ],
 )
 def test_r17_the_wrong_kind_of_file(path: str, kind: str) -> None:
     other = path + "-other"
@@ -377,7 +381,7 @@ def test_r17_the_wrong_kind_of_thing_at_the_path(tmp_path: Path, kind: str) -> N
 # ---- row 9 ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 4096, 8192, 8200, 12_345])
+@pytest.mark.parametrize("size", [0, 8200, *(pytest.param(n, marks=pytest.mark.slow) for n in (4096, 8192, 12_345))])
 @pytest.mark.parametrize("what", ["layer", "delta", "manifest"])
 def test_r09_cut_under_those_who_read(path: str, what: str, size: int) -> None:
     """Zeros in views, an error or the right value everywhere else; others who come later are told."""

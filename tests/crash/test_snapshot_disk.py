@@ -161,10 +161,11 @@ JOBS = {
     "compact": "m.compact()",
     "build": "mmapds.SnapshotMap.build(path, {'new': b'new'})",
 }
+OFTEN = {"commit", "fold"}
 
 
 @pytest.mark.parametrize("failure", [errno.EIO, pytest.param(errno.ENOSPC, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("what", JOBS)
+@pytest.mark.parametrize("what", [pytest.param(what, marks=[pytest.mark.slow] * (what not in OFTEN)) for what in JOBS])
 def test_r12_whichever_sync_fails_nothing_counts_until_it_has_succeeded(folder: Path, what: str, failure: int) -> None:
     """The first, second, ... sync of one operation fails, and so do all later ones until the disk is well again."""
     first = 0

@@ -20,6 +20,7 @@ import snapdisk
 from peers import Peer
 
 from mmapds import SnapshotMap
+from mmapds._snapfiles import MapFiles
 
 Values = dict[str, bytes]
 
@@ -202,7 +203,7 @@ OFTEN = ["commit", "fold", "big commit", "compact", "build"]
 
 @pytest.mark.parametrize("what", OFTEN)
 def test_r01_r33_r34_killed_before_some_lines(zygote: Peer, path: str, what: str) -> None:
-    at_each_point(zygote, path, JOBS[what], "process", "at_line", 13)
+    at_each_point(zygote, path, JOBS[what], "process", "at_line", 23)
 
 
 @pytest.mark.slow
@@ -268,12 +269,13 @@ snapsteps.save(snapsteps.states(prepare, lambda txn: txn.__exit__(None, None, No
 # ---- creation ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", ["mmapds.SnapshotMap(path)", "mmapds.SnapshotMap.build(path, {'a': 1})"])
-def test_r07_creation_is_nothing_or_all(zygote: Peer, path: str, how: str) -> None:
-    for call, step in (("at_line", 17), ("at_point", 5)):
+def test_r07_creation_is_nothing_or_all(zygote: Peer, path: str, how: str, step: int) -> None:
+    for call, stride in (("at_line", step), ("at_point", -(-step // 4))):
         if call == "at_point":
             can_trace(zygote)
-        for count in range(0, 5000, step):
+        for count in range(0, 5000, stride):
             shutil.rmtree(path, ignore_errors=True)
             if call == "at_point":
                 os.mkdir(path)
@@ -346,3 +348,43 @@ def test_r01_r34_writers_killed_at_any_moment(zygote: Peer, path: str, kills: in
         with follower.transaction() as t:
             t["n"] = t["n"] + 1
     snapdisk.check(path, "at the end")
+
+
+# ---- files that go while somebody opens them -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["layer", "delta"])
+def test_r34_files_unlinked_between_a_followers_manifest_and_its_open(
+    path: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It goes to the newer manifest, as often as it takes; only a manifest that stays is damage."""
+    make(path, START)
+    with SnapshotMap(path) as writer, SnapshotMap(path, mode="readonly") as follower:
+        held = follower.snapshot()
+        before, real, raced = dict(held), getattr(MapFiles, kind), 0
+
+        def race(self: MapFiles, *arguments: Any, **options: Any) -> Any:
+            nonlocal raced
+            if raced < 5 and self is follower._files:
+                raced += 1
+                with writer.transaction() as t:
+                    t["raced"] = b"%d" % raced
+                    t["large"] = bytes(9000)
+                writer.compact()
+            return real(self, *arguments, **options)
+
+        with writer.transaction() as t:
+            t["k03"] = bytes(5000)
+        writer.compact()
+        with writer.transaction() as t:
+            t["k03"] = b"new"
+        monkeypatch.setattr(MapFiles, kind, race)
+        assert follower["k03"] == b"new"
+        assert raced >= 1
+        monkeypatch.undo()
+        assert follower["raced"] == b"%d" % raced
+        assert dict(follower) == dict(writer)
+        assert dict(held) == before
+        with SnapshotMap(path, mode="readonly") as late:
+            assert dict(late) == dict(writer)
+    snapdisk.check(path)
