@@ -7,6 +7,7 @@ which is there for the case that something hangs: no test asserts how long anyth
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import queue
 import signal
@@ -69,6 +70,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[UNCHECKED] = f"file systems are not checked in these tests: {error}"
     finally:
         os.close(fd)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Thousands of tests are a million objects, and many tests collect garbage: it need not look at those each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -265,7 +272,6 @@ def huge_pages() -> Iterator[int]:
 @pytest.fixture
 def descriptors() -> Iterator[None]:
     """Fails if the test leaves a descriptor or a mapping of a file behind."""
-    import gc
 
     def held() -> tuple[list[str], list[str]]:
         gc.collect()
