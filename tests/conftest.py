@@ -7,6 +7,7 @@ which is there for the case that something hangs: no test asserts how long anyth
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import queue
@@ -258,15 +259,17 @@ def huge_pages() -> Iterator[int]:
     control = Path("/proc/sys/vm/nr_hugepages")
     if os.geteuid() != 0 or not control.exists():
         pytest.skip("needs root, to reserve huge pages")
-    before = control.read_text()
-    control.write_text("16")
-    try:
-        count = int(control.read_text())
-        if count < 8:
-            pytest.skip(f"the kernel could reserve {count} huge pages only")
-        yield count
-    finally:
-        control.write_text(before)
+    with open(control) as alone:  # tests that run at the same time must not undo what this one does
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        before = control.read_text()
+        control.write_text("16")
+        try:
+            count = int(control.read_text())
+            if count < 8:
+                pytest.skip(f"the kernel could reserve {count} huge pages only")
+            yield count
+        finally:
+            control.write_text(before)
 
 
 @pytest.fixture

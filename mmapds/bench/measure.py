@@ -109,7 +109,7 @@ def pinned() -> Iterator[int | None]:
 
 def noise(*costs: Cost) -> float:
     """How much slower the median was than the best, 0.0 in perfect quiet; the worst of several."""
-    return max(cost.median / cost.best - 1 for cost in costs)
+    return max(cost.median / cost.best - 1 if cost.best else 0.0 for cost in costs)
 
 
 def only(name: str, function: Callable[[], float], *, each: int = 1) -> Case:

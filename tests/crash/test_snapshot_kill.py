@@ -179,8 +179,7 @@ def at_each_point(zygote: Peer, path: str, job: Job, durability: str, call: str,
     for count in range(0, 5000, step):
         make(path, job.before, durability)
         if "-origin" in job.prepare:
-            shutil.rmtree(path + "-origin", ignore_errors=True)
-            shutil.copytree(path, path + "-origin")
+            make(path + "-origin", job.before, durability)
         witness = Witness(path)
         try:
             code = f"{call}(count, prepare, job)"

@@ -70,7 +70,7 @@ def test_every_row_is_there_and_measured_or_says_why_not(results):
         if row["skipped"]:
             assert row["ratio"] is row["met"] is None
             continue
-        assert row["measured_ns"] > 0
+        assert row["measured_ns"] > 0 or (promise.counted and row["measured_ns"] == 0)  # no more memory, say
         assert row["reference_ns"] > 0
         assert row["noise"] >= 0
         met = row["ratio"] >= promise.limit if promise.at_least else row["ratio"] <= promise.limit
