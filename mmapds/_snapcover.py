@@ -83,6 +83,14 @@ class Covered(MapView, _Mutable):
             raise KeyError(key)
         self._change(key, None)
 
+    def update(self, other: Any = (), /, **more: Any) -> None:
+        """As for a dict."""
+        if type(other) is dict and not more:  # the usual case, and faster
+            self._check_changeable()
+            self._set_many(other)
+        else:
+            super().update(other, **more)
+
     def clear(self) -> None:
         """Deletes all entries, one by one."""
         self._check_changeable()

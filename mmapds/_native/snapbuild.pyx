@@ -51,6 +51,7 @@ cdef extern from "<errno.h>" nogil:
 cdef object hash_of = xxh3_64_intdigest
 cdef uint64_t CHUNK = 1 << 20           # bytes that are written by one call
 cdef uint64_t PAUSE = 4096              # records between two looks for signals
+cdef Py_ssize_t TOGETHER = 64           # changes that are looked up together
 cdef int AHEAD = 32                     # buckets that are fetched before they are written to
 cdef uint64_t LARGEST = <uint64_t>1 << 34   # bytes in memory: offsets are 32 bits, in units of 8
 cdef double LOAD = 0.72                 # of the table
@@ -426,13 +427,12 @@ cdef class Changes:
     cdef readonly int64_t gained        # entries more than before
     cdef readonly uint64_t size         # bytes that the batch takes
     cdef uint64_t records_size
+    cdef Py_ssize_t kept
 
     def __init__(self, State state not None, dict changes not None):
         """`changes`: key -> (bytes, expires), or None for a key that is gone; all keys are of the map's kind."""
         cdef pending *item
-        cdef snap_record found
-        cdef Py_ssize_t i = 0, size = 0
-        cdef bint was
+        cdef Py_ssize_t i = 0, done = 0, size = 0
         self.keys = state.keys
         self.held = []
         self.list = <pending *>malloc((len(changes) + 1) * sizeof(pending))
@@ -456,16 +456,40 @@ cdef class Changes:
                 item.value_size = len(<bytes>data)
                 item.expires = expires
                 self.held.append(data)
+            i += 1
+            if i - done == TOGETHER:
+                done = self.weigh(state, done, i)
+                PyErr_CheckSignals()
+        self.weigh(state, done, i)
+        i = self.kept
+        self.count = i
+        self.size = sizeof(mmapds_batch) + i * sizeof(mmapds_node) + self.records_size
+        state.ensure()
+
+    cdef Py_ssize_t weigh(self, State state, Py_ssize_t start, Py_ssize_t end) except -1:
+        """What changes [start, end) mean for the number of entries; those that change nothing are dropped."""
+        cdef snap_record found
+        cdef pending *item
+        cdef Py_ssize_t i
+        cdef uint64_t offset
+        cdef int layer
+        cdef bint was
+        for i in range(start, end):
+            snap_prefetch(&state.view, self.list[i].hash)
+        for i in range(start, end):     # what comes from memory comes together
+            for layer in range(state.view.count):
+                offset = snap_guess(state.view.layers[layer], self.list[i].hash)
+                if offset:
+                    prefetch(state.view.layers[layer].base + offset)
+        for i in range(start, end):
+            item = &self.list[i]
             was = state.find(item.hash, item.key, item.key_size, &found) == SNAP_FOUND and not found.gone
             self.gained += (0 if item.gone else 1) - was
             if not item.gone or was:    # else there is nothing to hide
                 self.records_size += snap_size(item.key_size, item.value_size, item.expires)
-                i += 1
-            if i % 4096 == 0:
-                PyErr_CheckSignals()
-        self.count = i
-        self.size = sizeof(mmapds_batch) + i * sizeof(mmapds_node) + self.records_size
-        state.ensure()
+                self.list[self.kept] = item[0]
+                self.kept += 1
+        return end
 
     def __dealloc__(self):
         free(self.list)

@@ -9,6 +9,8 @@
 
 #include "snapshot.h"
 
+enum { SNAP_AHEAD = 8 }; /* records of a list that are fetched before their turn */
+
 typedef struct {
     snap_record now;
     int rank;
@@ -192,6 +194,12 @@ static inline int snap_advance(snap_source *source, int backward)
         if (backward ? source->at == 0 : source->at == source->stop)
             return SNAP_NONE;
         uint64_t index = backward ? source->at - 1 : source->at;
+        if (!backward && index + SNAP_AHEAD < source->stop) { /* they lie anywhere */
+            const char *ahead = source->base + (uint64_t)source->order[index + SNAP_AHEAD] * 8;
+            __builtin_prefetch(ahead);
+            __builtin_prefetch(ahead + 64);
+            __builtin_prefetch(ahead + 128);
+        }
         if (!snap_parse(source->base + (uint64_t)source->order[index] * 8, source->limit, &next))
             return SNAP_DAMAGED;
         source->now = next;

@@ -293,6 +293,11 @@ cdef class MapCore:
         else:
             self.overlay[key] = (value, expires)
 
+    def _set_many(self, dict items):
+        """Many of them."""
+        for key, value in items.items():
+            self._set(key, value)
+
     def _change(self, key, change):
         """Of those who count their changes."""
         raise NotImplementedError

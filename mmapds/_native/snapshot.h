@@ -254,6 +254,8 @@ static inline int snap_find(snap_layer *layer, uint64_t hash, const char *key, u
             uint64_t offset = entry >> 16 << 3;
             if (offset < MMAPDS_PAGE || offset >= layer->end)
                 return SNAP_DAMAGED;
+            __builtin_prefetch(layer->base + offset + 64); /* the value, while the key comes from memory */
+            __builtin_prefetch(layer->base + offset + 128);
             int status = snap_read(layer, offset, record);
             if (status != SNAP_FOUND)
                 return status;
