@@ -60,7 +60,8 @@ class SnapshotMap(MapView, Handle):
         Stored when the map is made, and taken from it if left out (new: "msgpack", none, "process"); given and
         different, `SchemaMismatch` shows both. Durability "power": a transaction that has ended survives power loss.
     follow
-        Each lookup sees what was committed before it; False: this handle stays at its version until `refresh()`.
+        Each lookup sees what was committed before it; False: this handle stays at its version until `refresh()`. (A
+        readonly handle that was the first on this boot, before any that may write: within 10 ms.)
     populate
         Fault layers in when they are mapped.
     verify

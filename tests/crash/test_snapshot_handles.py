@@ -504,10 +504,7 @@ def check_interrupted(path: str, other: SnapshotMap, what: str, inner: dict[str,
 @pytest.mark.parametrize(
     ("what", "every"),
     [
-        *(
-            (what, {"commit": 3, "compact": 11}.get(what, 13))
-            for what in ("open", "commit", "large", "compact", "build")
-        ),
+        *((what, {"commit": 7, "open": 7}.get(what, 19)) for what in ("open", "commit", "large", "compact", "build")),
         *(pytest.param(what, 1, marks=pytest.mark.slow) for what in LINES),
     ],
 )
@@ -569,9 +566,9 @@ def starve(count, prepare, job):
 @pytest.mark.parametrize(
     ("what", "every"),
     [
-        ("commit", 2),
-        ("look", 7),
-        ("large", 9),
+        ("commit", 5),
+        ("look", 9),
+        ("large", 13),
         *(pytest.param(what, 1, marks=pytest.mark.slow) for what in LINES if what != "open"),
     ],
 )

@@ -316,18 +316,13 @@ class SnapshotModel(RuleBasedStateMachine):
         handle = self.writer
         before = handle._state.now
         handle.compact()
-        after = handle._state.now
-        self.forget(before, after)
+        for key, (_, expires) in list(self.base.items()):
+            if expires and expires <= before:
+                del self.base[key]
         stats = handle.stats()
         assert len(stats["layers"]) <= 1, self.say(stats)
         assert stats["delta"] is None
         self.log.append("compact")
-
-    def forget(self, before: int, after: int) -> None:
-        """What had expired by `before` is gone; what has by now may be."""
-        for key, (_, expires) in list(self.base.items()):
-            if expires and expires <= before:
-                del self.base[key]
 
     @rule(todo=changes)
     def build(self, todo: list[Any]) -> None:
