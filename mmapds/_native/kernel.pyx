@@ -244,6 +244,7 @@ cdef class Held:
 
 @cython.final
 @cython.no_gc                   # refers to nothing
+@cython.auto_pickle(False)
 cdef class Turns:
     """The threads of a handle take turns. In a fork's child nobody has one: a thread that is not there may have it."""
     cdef PyThread_type_lock lock
@@ -279,6 +280,7 @@ cdef class Turns:
 
 @cython.final
 @cython.no_gc
+@cython.auto_pickle(False)
 cdef class Turn:
     """Held until `give()`, or until the last reference to it goes: no interruption in between can lose it."""
     cdef Turns turns            # None when it is over
