@@ -208,5 +208,13 @@ class Manifest(Synchronizer):
         self._check_path()
 
     def make_durable(self) -> None:
-        """What is published survives power loss when this returns."""
-        self._heal()
+        """What is published survives power loss when this returns; the names of the map's files too, if not before."""
+        sequence = int(super().version)
+        if self._failed_word or not sequence:
+            self._heal()
+            return
+        _, size, _, _ = self._record(sequence & 1)
+        self._durable(self._data.target(sequence & 1, size, False), kernel.PAGE + size)
+        if self._names_pending:
+            self._sync_names()
+        self._durable_control()

@@ -49,6 +49,9 @@ cdef uint64_t LIMIT = <uint64_t>1 << 62
 
 cdef const char *key_bytes(object key, int kind, Py_ssize_t *size) except NULL:
     cdef const char *data
+    if type(key) is bytes and kind != STR_KEYS and len(<bytes>key) <= MMAPDS_KEY:       # the fast way
+        size[0] = len(<bytes>key)
+        return PyBytes_AS_STRING(key)
     if isinstance(key, str) and kind != BYTES_KEYS:
         data = PyUnicode_AsUTF8AndSize(key, size)
     elif isinstance(key, bytes) and kind != STR_KEYS:

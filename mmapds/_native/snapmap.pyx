@@ -116,10 +116,10 @@ cdef class MapCore:
         cdef Py_ssize_t size = 0
         cdef const char *data = key_bytes(key, state.keys, &size)
         cdef int status = state.find(key_hash(key, data, size), data, <uint32_t>size, record)
+        if status == SNAP_FOUND and not record.gone and (not record.expires or snap_alive(record, state.view.clock)):
+            return status               # who copies the value looks for lost pages afterwards
         state.check_lost()
-        if status == SNAP_FOUND and (record.gone or (record.expires and not snap_alive(record, state.view.clock))):
-            return 0
-        return status
+        return 0
 
     cdef object changed(self, object key):
         """What the overlay says of a key: (bytes, expires), None for what is gone or has expired; `...` if nothing."""
@@ -175,7 +175,10 @@ cdef class MapCore:
             change = self.changed(key)
             if change is not ...:
                 return change is not None
-        return self.find(state, key, &record) == SNAP_FOUND
+        if self.find(state, key, &record) != SNAP_FOUND:
+            return False
+        state.check_lost()
+        return True
 
     def get_view(self, key, default=None, /):
         """The value's bytes as they are stored, as a read-only memoryview that copies nothing, and keeps the file mapped."""
@@ -199,6 +202,7 @@ cdef class MapCore:
                 if layer.mapping.base <= record.start < layer.mapping.base + layer.mapping.size:
                     mapping = layer.mapping
                     break
+        state.check_lost()
         at = record.value - mapping.base
         return PyMemoryView_FromObject(mapping)[at:at + <Py_ssize_t>record.value_size].toreadonly()
 

@@ -382,6 +382,10 @@ cdef class Writer(LeftRight):
     def _names_synced(self):
         self.names = False
 
+    @property
+    def _names_pending(self):
+        return self.names
+
     cdef int durable(self, Mapping mapping, Py_ssize_t size) except -1:
         try:
             self.sync_range(mapping, size)
