@@ -181,17 +181,23 @@ class Manifest(Synchronizer):
         self._check_open()
         self._may_write()
         self._check_path()  # a map that was put in its place has files of the same names
+        forked = self._file.locks is None or not self._file.locks.usable
         locks = self._file.live_locks()
         paused, self._paused = self._paused, None
         if paused is not None:
             with locks.held(kernel.LOCK_WRITER, wait=False) as place:
                 if not place.got:
                     raise self._busy(self._file.read_holder())
-                if self._resume_writing(paused, locks.fd):
-                    place.keep()
-                    return False
+                try:
+                    if self._resume_writing(paused, locks.fd):
+                        place.keep()
+                        return False
+                except BaseException:
+                    place.keep(False)
+                    self._stop_writing()
+                    raise
         self._become_writer()
-        if self._file.locks is not None and not self._file.locks.usable:  # a fork in between
+        if forked:
             self._stay_alive()
         return True
 

@@ -35,7 +35,7 @@ from mmapds._native.snapcursor import Cursor, Run
 from mmapds._native.snaplayer import Delta, State
 from mmapds._queuefiles import boot_offset
 from mmapds._snapfiles import MapFiles, Progress
-from mmapds.errors import CorruptionError, DurabilityFailed, MmapdsError, WriterBusy
+from mmapds.errors import Closed, CorruptionError, DurabilityFailed, MmapdsError, WriterBusy
 
 if TYPE_CHECKING:
     from mmapds.snapshot import PrivateMap, SnapshotMap
@@ -54,19 +54,21 @@ class Committer:
         self._manifest: Manifest = owner._manifest
         self._files: MapFiles = owner._files
         self.epoch = kernel.fork_count()
+        self.closes = False  # the handle was closed meanwhile: its place is kept until the end
         self._retired: list[str] = []
         self._compacted = False
 
     def begin(self) -> State:
         """Takes the writer's place; the version to build on."""
         owner, manifest = self._owner, self._manifest
+        base, owner._base = owner._base, None  # whatever interrupts this, what we knew is not used after it
         fresh = manifest.acquire()
         try:
             self._suspect = manifest.has_failed
-            if not fresh and not self._suspect and owner._base is not None:
-                self._contents, self._state = owner._base  # nobody else has written since we did
+            if not fresh and not self._suspect and base is not None:
+                owner._base = base  # nobody else has written since we did
+                self._contents, self._state = base
                 return self._state
-            owner._base = None
             version, self._contents = manifest.contents_for_writer()
             sweep(manifest, self._files, self._contents)
             try:
@@ -83,11 +85,15 @@ class Committer:
     def end(self) -> None:
         """Gives the place back."""
         self._manifest.release()
+        if self.closes:
+            self._manifest.close()
 
     # ---- commits --------------------------------------------------------------------------------------------------
 
     def commit(self, changed: dict[Any, Any]) -> None:
         """Publishes the changes, and what a compaction has made."""
+        if self._owner._is_closed:
+            raise Closed(f"{self._owner.path}: this map was closed in the middle of a transaction, which is dropped")
         changes = Changes(self._state, changed)
         if not len(changes):
             if self._compacted:
@@ -274,6 +280,8 @@ def create_map(owner: SnapshotMap) -> None:
         try:
             if not manifest.version:
                 manifest.write_bytes(EMPTY.here().encode())
+                if owner.durability == "power":
+                    files.sync_directory(owner.path)  # the map's own name
         finally:
             manifest.release()
 
@@ -374,6 +382,8 @@ class _Building:
         if ref is not None:
             contents = replace(contents, entries=ref.records, layers=(replace(ref, entries=ref.records),))
         self.manifest.write_bytes(contents.encode())
+        self.manifest.make_durable()
+        files.sync_directory(self.path)  # the map's own name
         retire(self.manifest, self.files, self.files.leftovers({before.number}))
         return contents.entries
 

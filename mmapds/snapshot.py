@@ -25,7 +25,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from mmapds import files
@@ -36,6 +35,7 @@ from mmapds._native.atomic import own_methods
 from mmapds._native.region import FLAGS
 from mmapds._native.snapcursor import Values
 from mmapds._native.snaplayer import Delta, Layer, State
+from mmapds._native.snapmap import MapCore
 from mmapds._snapcommit import Committer, build_map, create_map
 from mmapds._snapcover import SLOTS, Covered
 from mmapds._snapfiles import MANIFEST, MapFiles
@@ -86,6 +86,7 @@ class SnapshotMap(MapView, Handle):
 
     __slots__ = (
         "_base",
+        "_closing",
         "_committer",
         "_files",
         "_manifest",
@@ -131,6 +132,7 @@ class SnapshotMap(MapView, Handle):
         self.mode = mode
         self.follow = follow and mode != "private"
         self._turns = kernel.Turns()
+        self._closing = False
         self._committer: Committer | None = None
         self._written: Delta | None = None  # the delta, mapped to be appended to
         self._base: tuple[Contents, State] | None = None  # what our last transaction published
@@ -188,6 +190,8 @@ class SnapshotMap(MapView, Handle):
                 raise CorruptionError(
                     f"{error.filename} is missing, and the manifest of version {version} names it: restore a copy"
                 ) from error
+            if contents.delta is not None and state.delta is None and manifest.version != version:
+                continue  # its delta is not lost, but has become a layer since
             self._adopt(state)
             return
 
@@ -325,7 +329,12 @@ class SnapshotMap(MapView, Handle):
         """Ends this handle; idempotent. Views, snapshots and walks that are held stay valid."""
         manifest = getattr(self, "_manifest", None)
         if manifest is not None:
-            manifest.close()
+            committer = self._committer
+            if committer is not None and committer.epoch == kernel.fork_count():
+                self._closing = True
+                committer.closes = True  # who commits keeps the writer's place until that is done
+            else:
+                manifest.close()
             self._written = self._base = None
         self._end()
 
@@ -337,7 +346,7 @@ class SnapshotMap(MapView, Handle):
     @property
     def _is_closed(self) -> bool:
         manifest = getattr(self, "_manifest", None)
-        return manifest is None or bool(manifest._is_closed)
+        return manifest is None or self._closing or bool(manifest._is_closed)
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -451,7 +460,7 @@ class Transaction(Covered):
     `SnapshotMap.transaction`.
     """
 
-    __slots__ = (*SLOTS, "_begun", "_committer", "_epoch", "_map", "_open", "_turn")
+    __slots__ = (*SLOTS, "_begun", "_committer", "_epoch", "_map", "_open")
 
     def __init__(self, owner: SnapshotMap) -> None:
         self._map = owner
@@ -467,44 +476,47 @@ class Transaction(Covered):
             raise RuntimeError("a transaction is one block: call m.transaction() again")
         self._begun = True
         owner = self._map
-        turn = self._turn = owner._turns.take("this thread is in a transaction of this map already: end it first")
+        turn = owner._turns.take("this thread is in a transaction of this map already: end it first")
         committer = Committer(owner)
         try:
+            self._hold(turn)
             self._committer = committer
+            owner._committer = committer
             self._go_by(committer.begin())
             self._bind()
             self._uncover(counted=False)
-            owner._committer = committer
             self._open = True
         except BaseException:
             try:
-                committer.end()
+                self._give_up()
             finally:
                 turn.give()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # An interruption anywhere here leaves the turn to the end of this object, and the rest to whose turn is next.
+    __exit__ = MapCore._exit  # native, so that no signal comes between its beginning and its `try`
+
+    def _finish(self, failed: bool) -> None:
         try:
             if self._epoch != kernel.fork_count():
-                if kind is None:
+                if not failed:
                     raise ForkedHandle("this transaction belongs to the parent of this process: begin one of your own")
-                return
-            try:
-                if kind is None:
-                    self._committer.commit(self._changes)
-            finally:
-                self._open = False
-                self._changes = {}
-                self._end()
-                self._map._committer = None
-                self._committer.end()
-                del self._committer
+            elif not failed:
+                self._committer.commit(self._changes)
         finally:
-            self._turn.give()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Gives back what the transaction has. Idempotent."""
+        self._open = False
+        self._changes = {}
+        self._end()
+        committer = getattr(self, "_committer", None)
+        if committer is not None and self._epoch == kernel.fork_count():
+            if self._map._committer is committer:
+                self._map._committer = None
+            committer.end()
+            del self._committer
 
     def _advance(self) -> None:
         self._check_changeable()

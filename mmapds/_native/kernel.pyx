@@ -272,6 +272,8 @@ cdef class Turns:
             with nogil:
                 kernel_sleep_ns(1000000)
             PyErr_CheckSignals()
+            if self.epoch != fork_epoch:    # a signal handler forked, and this is the child
+                return self.take(refusal)
         self.owner = thread
         turn.turns = self
         turn.epoch = self.epoch

@@ -156,7 +156,8 @@ cdef class Delta:
     cdef uint64_t entries               # len of the map there, if the index is our own
     cdef Order sorted_keys
     cdef int reach(self, uint64_t end) except -1
-    cdef int index(self, const char *key, Py_ssize_t size, uint64_t offset) except -1
+    cdef int reserve(self, uint64_t count) except -1
+    cdef int index(self, uint64_t at, uint64_t next, const mmapds_batch *found) except -1
     cdef uint64_t batch(self, uint64_t at, uint64_t end, mmapds_batch *found) except 0
     cdef int parse(self, uint64_t data, uint64_t end, uint64_t batch, snap_record *record) except -1
     cdef int check_hash(self, uint64_t at, const mmapds_batch *found) except -1

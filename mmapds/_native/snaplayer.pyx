@@ -330,13 +330,13 @@ cdef class Delta:
         if failed:
             raise_errno(failed, self.mapping.path)
 
-    cdef int index(self, const char *key, Py_ssize_t size, uint64_t offset) except -1:
-        """One more node of our own."""
+    cdef int reserve(self, uint64_t count) except -1:
+        """Room for so many more nodes of our own."""
         cdef char *larger
-        cdef mmapds_node *node
-        cdef uint64_t room
-        if self.node_count == self.node_room or self.node_room == 0:
-            room = max(<uint64_t>256, 2 * self.node_room)
+        cdef uint64_t room = max(<uint64_t>256, self.node_room)
+        while room < self.node_count + count:
+            room *= 2
+        if room != self.node_room:
             larger = <char *>realloc(self.nodes, room * sizeof(mmapds_node))
             if larger is NULL:
                 raise MemoryError
@@ -344,11 +344,37 @@ cdef class Delta:
             self.node_room = room
             self.snap.nodes = larger
             self.snap.room = room * sizeof(mmapds_node)
-        node = <mmapds_node *>self.nodes + self.node_count
-        node.record = <uint32_t>(offset // 8)
-        node.hash = hash_of(PyMemoryView_FromMemory(<char *>key, size, 0x100))
-        snap_link(self.heads, self.snap.buckets, self.nodes, self.node_count * sizeof(mmapds_node))
-        self.node_count += 1
+        return 0
+
+    cdef int index(self, uint64_t at, uint64_t next, const mmapds_batch *found) except -1:
+        """Nodes of our own for a batch, unless another thread was faster: hashing may let others run."""
+        cdef uint64_t first = at + sizeof(mmapds_batch) + found.count * sizeof(mmapds_node), data = first, i
+        cdef uint64_t *hashes = <uint64_t *>malloc(8 * found.count + 8)
+        cdef snap_record record
+        cdef mmapds_node *node
+        if hashes is NULL:
+            raise MemoryError
+        try:
+            for i in range(found.count):
+                self.parse(data, next, at, &record)
+                hashes[i] = hash_of(PyMemoryView_FromMemory(<char *>record.key, record.key_size, 0x100))
+                data = record.end - self.snap.base
+            if self.reached != at:
+                return 0
+            self.reserve(found.count)
+            data = first                # from here on nothing else runs
+            for i in range(found.count):
+                self.parse(data, next, at, &record)
+                node = <mmapds_node *>self.nodes + self.node_count
+                node.record = <uint32_t>(data // 8)
+                node.hash = hashes[i]
+                snap_link(self.heads, self.snap.buckets, self.nodes, self.node_count * sizeof(mmapds_node))
+                self.node_count += 1
+                data = record.end - self.snap.base
+            self.entries = found.entries
+            self.reached = next
+        finally:
+            free(hashes)
         return 0
 
     cdef uint64_t batch(self, uint64_t at, uint64_t end, mmapds_batch *found) except 0:
@@ -373,8 +399,7 @@ cdef class Delta:
     cdef int reach(self, uint64_t end) except -1:
         """Everything up to `end` may be looked for from now on."""
         cdef mmapds_batch found
-        cdef snap_record record
-        cdef uint64_t at = self.reached, next, data, i
+        cdef uint64_t at, next
         if end > self.snap.size or end < self.snap.start or end % 8:
             raise CorruptionError(
                 f"{self.mapping.path}: the manifest says that {end} bytes of it count, and it has {self.snap.size}: "
@@ -383,16 +408,11 @@ cdef class Delta:
         if not self.own:
             self.reached = max(self.reached, end)
             return 0
-        while at < end:
+        while self.reached < end:
+            at = self.reached
             next = self.batch(at, end, &found)
             self.check_hash(at, &found)
-            data = at + sizeof(mmapds_batch) + found.count * sizeof(mmapds_node)
-            for i in range(found.count):
-                self.parse(data, next, at, &record)
-                self.index(record.key, record.key_size, data)
-                data = record.end - self.snap.base
-            self.entries = found.entries
-            at = self.reached = next
+            self.index(at, next, &found)
         return 0
 
     def whole(self, uint64_t end):

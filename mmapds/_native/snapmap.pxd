@@ -22,7 +22,9 @@ cdef class MapCore:
     cdef int overlay_keys               # the kind of the overlay's keys, once there is one
     cdef bint counted                   # the overlay's changes go through _change
     cdef dict overlay                   # what mode private has changed: (bytes, expires), or None for what is gone
+    cdef bint over                      # closed
+    cdef object turn                    # of a transaction: what keeps other threads out
     cdef State now(self)
     cdef int find(self, State state, object key, snap_record *record) except -1
-    cdef object changed(self, object key)
+    cdef object changed(self, State state, object key)
     cdef dict get_many_covered(self, State state, tuple wanted)

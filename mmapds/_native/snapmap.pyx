@@ -25,6 +25,9 @@ from mmapds._native.snaplayer cimport (
 )
 
 
+from mmapds.errors import Closed
+
+
 cdef extern from *:
     PyObject *PyDict_GetItemWithError(object mapping, object key) except? NULL
 
@@ -47,6 +50,8 @@ cdef class MapCore:
 
     def _follow(self, LeftRight manifest):
         """From now on each lookup looks at the manifest's version; None: at nothing."""
+        if self.over:
+            return                      # by another thread, meanwhile
         if manifest is None:
             self.word = &self.still
             self.failed = &nothing
@@ -66,6 +71,8 @@ cdef class MapCore:
 
     def _go_by(self, State state not None):
         """From now on this version is what lookups find."""
+        if self.over:
+            return
         self.state = state
         self.seen = self.still = state.version
 
@@ -81,6 +88,7 @@ cdef class MapCore:
     def _end(self):
         """From now on every lookup goes to _advance, which says that the map is closed."""
         cdef State state = self.state
+        self.over = True
         self.word = self.failed = &nothing
         self.foreign = False
         self.seen = 1
@@ -109,6 +117,8 @@ cdef class MapCore:
             self._advance()
         elif self.foreign and kernel_coarse_ns() - self.looked > LOOK:
             self._advance()
+        if self.state is None:
+            raise Closed("this map is closed")
         return self.state
 
     cdef int find(self, State state, object key, snap_record *record) except -1:
@@ -121,15 +131,19 @@ cdef class MapCore:
         state.check_lost()
         return 0
 
-    cdef object changed(self, object key):
+    cdef object changed(self, State state, object key):
         """What the overlay says of a key: (bytes, expires), None for what is gone or has expired; `...` if nothing."""
         cdef Py_ssize_t size = 0
-        key_bytes(key, self._kind, &size)
-        cdef PyObject *found = PyDict_GetItemWithError(self.overlay, key)
+        cdef dict overlay = self.overlay        # held, as `change` is: a key's __eq__ may do anything
+        cdef PyObject *found
+        key_bytes(key, state.keys if state.keys != NO_KEYS else self.overlay_keys, &size)
+        if overlay is None:
+            raise Closed("this map is closed")
+        found = PyDict_GetItemWithError(overlay, key)
         if found is NULL:
             return ...
         change = <object>found
-        if change is None or (change[1] and change[1] <= snap_now(self.state.view.clock)):
+        if change is None or (change[1] and change[1] <= snap_now(state.view.clock)):
             return None
         return change
 
@@ -142,7 +156,7 @@ cdef class MapCore:
         cdef snap_record record
         cdef State state = self.now()
         if self.overlay is not None:
-            change = self.changed(key)
+            change = self.changed(state, key)
             if change is None:
                 return default
             if change is not ...:
@@ -157,7 +171,7 @@ cdef class MapCore:
         cdef snap_record record
         cdef State state = self.now()
         if self.overlay is not None:
-            change = self.changed(key)
+            change = self.changed(state, key)
             if change is None:
                 raise KeyError(key)
             if change is not ...:
@@ -172,7 +186,7 @@ cdef class MapCore:
         cdef snap_record record
         cdef State state = self.now()
         if self.overlay is not None:
-            change = self.changed(key)
+            change = self.changed(state, key)
             if change is not ...:
                 return change is not None
         if self.find(state, key, &record) != SNAP_FOUND:
@@ -187,7 +201,7 @@ cdef class MapCore:
         cdef Mapping mapping
         cdef Layer layer
         if self.overlay is not None:
-            change = self.changed(key)
+            change = self.changed(state, key)
             if change is None:
                 return default
             if change is not ...:
@@ -255,7 +269,7 @@ cdef class MapCore:
         cdef snap_record record
         cdef dict found = {}
         for key in wanted:
-            change = self.changed(key)
+            change = self.changed(state, key)
             if change is ...:
                 if self.find(state, key, &record) == SNAP_FOUND:
                     value = PyBytes_FromStringAndSize(record.value, record.value_size)
@@ -292,10 +306,38 @@ cdef class MapCore:
                 value = bytes(value)
         if kind == NO_KEYS:
             self.overlay_keys = STR_KEYS if isinstance(key, str) else BYTES_KEYS
+        if type(key) is not str and type(key) is not bytes:    # a subclass, which may be equal to others in its own way
+            key = str.__str__(key) if isinstance(key, str) else bytes(key)
         if self.counted:
             self._change(key, (value, expires))
         else:
             self.overlay[key] = (value, expires)
+
+    def _hold(self, turn):
+        """The turn of a transaction, which ends with it."""
+        self.turn = turn
+
+    def _exit(self, kind, value, trace, /):
+        """A transaction's ``__exit__``."""
+        turn = self.turn
+        try:
+            self._finish(kind is not None)
+        finally:
+            try:
+                if not self.over:       # a signal came at the very beginning
+                    self._give_up()
+            finally:
+                self.turn = None
+                if turn is not None:
+                    turn.give()
+
+    def _finish(self, failed):
+        """Of transactions."""
+        raise NotImplementedError
+
+    def _give_up(self):
+        """Of transactions."""
+        raise NotImplementedError
 
     def _set_many(self, dict items):
         """Many of them."""
@@ -311,7 +353,7 @@ cdef class MapCore:
         cdef snap_record record
         cdef State state = self.now()
         if self.overlay is not None:
-            change = self.changed(key)
+            change = self.changed(state, key)
             if change is not ...:
                 return None if change is None else change[1]
         return record.expires if self.find(state, key, &record) == SNAP_FOUND else None
@@ -319,7 +361,7 @@ cdef class MapCore:
     def _stored(self, key, /):
         """Whether the base has a record of the key that is not gone, expired or not: what `len` counts."""
         cdef snap_record record
-        cdef State state = self.state
+        cdef State state = self.now()
         cdef Py_ssize_t size = 0
         cdef const char *data = key_bytes(key, state.keys, &size)
         return state.find(key_hash(key, data, size), data, <uint32_t>size, &record) == SNAP_FOUND and not record.gone

@@ -218,7 +218,17 @@ if os.fork() == 0:
                 put(m, c=3)
             parent("t.__exit__(None, None, None); os.close(go); os.waitpid(-1, 0)[1]")
             assert dict(m) == {"a": 1, "b": 2, "child": 2}
-            parent("t = m.transaction(); t.__enter__(); child = os.fork() or signal.pause()")
+            parent(
+                """
+t = m.transaction()
+t.__enter__()
+reading, born = os.pipe()
+if (child := os.fork()) == 0:
+    os.write(born, b"!")  # it has run, and so its fork handler
+    signal.pause()
+os.read(reading, 1)
+"""
+            )
             with pytest.raises(WriterBusy):
                 put(m, c=3)
             child = parent("child")

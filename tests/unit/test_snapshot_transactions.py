@@ -468,3 +468,72 @@ def test_a_child_commits_with_the_handle_of_its_parent(m: SnapshotMap) -> None:
         assert m["child"] == i
         snapmaps.commit(m, {"parent": i})
     assert (m.version, m["child"], m["parent"]) == (8, 2, 2)
+
+
+# ---- interruptions, and handles that are closed meanwhile ------------------------------------------------------------
+
+
+class InterruptedHereError(Exception):
+    pass
+
+
+def test_an_interruption_while_the_place_is_taken_loses_no_commit_of_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this handle published last was taken for the newest version after it."""
+    with SnapshotMap(path) as a, SnapshotMap(path) as b:
+        for number in range(2):
+            with a.transaction() as txn:
+                txn[f"a{number}"] = number
+            with b.transaction() as txn:
+                txn[f"b{number}"] = number
+            with monkeypatch.context() as patch:
+                acquire = a._manifest.acquire
+
+                def interrupted(acquire: Any = acquire) -> bool:
+                    acquire()
+                    raise InterruptedHereError
+
+                patch.setattr(type(a._manifest), "acquire", lambda self: interrupted())
+                with pytest.raises(InterruptedHereError):
+                    a.transaction().__enter__()
+            with a.transaction() as txn:
+                txn["c"] = number
+            assert dict(b) == {f"{who}{n}": n for who in "ab" for n in range(number + 1)} | {"c": number}, b.stats()
+
+
+def test_closed_in_the_middle_of_a_transaction(path: Path) -> None:
+    """Its changes are dropped, and nobody else writes before it has ended."""
+    with SnapshotMap(path) as other:
+        m = SnapshotMap(path)
+        txn = m.transaction().__enter__()
+        txn["a"] = 1
+        m.close()
+        assert m.closed
+        with pytest.raises(WriterBusy):
+            other.transaction().__enter__()
+        with pytest.raises(Closed, match="closed in the middle"):
+            txn.__exit__(None, None, None)
+        with other.transaction() as txn:
+            txn["b"] = 2
+        assert dict(other) == {"b": 2}
+        with pytest.raises(Closed):
+            m.get("b")
+
+
+def test_keys_of_other_classes_are_stored_as_what_they_are(path: Path) -> None:
+    class Caseless(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, str) and self.lower() == other.lower()
+
+        def __hash__(self) -> int:
+            return hash(self.lower())
+
+    with SnapshotMap(path) as m:
+        with m.transaction() as txn:
+            txn[Caseless("A")] = 1
+            txn["a"] = 2
+            assert (len(txn), list(txn)) == (2, ["A", "a"])
+        assert (len(m), dict(m)) == (2, {"A": 1, "a": 2})
