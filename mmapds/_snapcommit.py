@@ -383,7 +383,8 @@ class _Building:
             contents = replace(contents, entries=ref.records, layers=(replace(ref, entries=ref.records),))
         self.manifest.write_bytes(contents.encode())
         self.manifest.make_durable()
-        files.sync_directory(self.path)  # the map's own name
+        with suppress(PermissionError):  # of a directory that may be written and not be read
+            files.sync_directory(self.path)  # the map's own name
         retire(self.manifest, self.files, self.files.leftovers({before.number}))
         return contents.entries
 

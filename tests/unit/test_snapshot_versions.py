@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,3 +220,39 @@ def test_closing_ends_a_wait_of_another_thread(m: SnapshotMap) -> None:
     f.close()
     with pytest.raises(Closed):
         call.result()
+
+
+def test_threads_that_verify_index_each_batch_once(path: Path) -> None:
+    """Hashing a large batch lets other threads run; one of them may have gone by a newer version meanwhile."""
+    with SnapshotMap(path, codec="raw") as m:
+        m.refresh()
+    setup = """
+m = mmapds.SnapshotMap(path)
+def commit(n):
+    with m.transaction() as t:
+        t["big"] = bytes(1_900_000)
+        t["a"] = b"old %d" % n
+    with m.transaction() as t:
+        t["a"] = b"new %d" % n
+"""
+    stop = threading.Event()
+    interval = sys.getswitchinterval()
+    with Peer(setup, path=str(path)) as writer, SnapshotMap(path, verify=True) as m:
+
+        def look() -> None:
+            while not stop.is_set():
+                m.get("a")
+
+        threads = [threading.Thread(target=look) for _ in range(3)]
+        sys.setswitchinterval(1e-5)
+        try:
+            for thread in threads:
+                thread.start()
+            for n in range(40):
+                writer(f"commit({n})")
+                assert m["a"] == b"new %d" % n, (n, m.stats())
+        finally:
+            sys.setswitchinterval(interval)
+            stop.set()
+            for thread in threads:
+                thread.join()
