@@ -13,13 +13,14 @@ from __future__ import annotations
 import os
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import xxhash
 
 from mmapds import files
 from mmapds._native import kernel
+from mmapds._native.snapbuild import MOST_LAYERS
 from mmapds._queuefiles import boot_offset
 from mmapds.errors import CorruptionError, WriterBusy
 from mmapds.synchronizer import Synchronizer
@@ -27,7 +28,6 @@ from mmapds.synchronizer import Synchronizer
 _HEAD = struct.Struct("<QQQQq16sQ16sQQ")
 _LAYER = struct.Struct("<Q16sQQQ")
 _MAGIC = int.from_bytes(b"manifest", "little")
-MOST_LAYERS = 12
 LEAST = 24  # bytes that an entry of the delta takes
 
 
@@ -87,7 +87,7 @@ class Contents:
         if self.boot == files.boot_id():
             return self
         clock = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + boot_offset()
-        return Contents(self.number, self.entries, self.keys, clock, files.boot_id(), self.delta, self.layers)
+        return replace(self, clock=clock, boot=files.boot_id())
 
     def clock_here(self) -> int:
         """What this process adds to its CLOCK_BOOTTIME."""

@@ -21,7 +21,7 @@ from mmapds import files
 from mmapds._manifest import DeltaRef, LayerRef
 from mmapds._native import kernel
 from mmapds._native.region import FLAGS, Mapping
-from mmapds._native.snapbuild import GUIDED, buckets_for, write_index, write_records, write_sums
+from mmapds._native.snapbuild import BLOCK, GUIDED, buckets_for, write_index, write_records, write_sums
 from mmapds._native.snapcursor import Cursor
 from mmapds._native.snaplayer import Delta, Layer
 from mmapds.errors import CorruptionError, IncompatibleFormat
@@ -30,7 +30,6 @@ MANIFEST = "manifest"
 NAME = re.compile(r"([0-9a-f]{16})\.(layer|delta)")
 DELTA_SIZE = 4 << 20
 DELTA_BUCKETS = 1 << 15
-BLOCK = 65536
 
 Progress = Callable[[str, int, int | None], object]
 

@@ -9,6 +9,7 @@ from mmapds._native.snaplayer import Delta, State
 
 GUIDED: Final[int]
 MOST_LAYERS: Final[int]
+BLOCK: Final[int]
 KEY_LIMIT: Final[int]
 
 @final

@@ -9,7 +9,7 @@ from mmapds._native.region cimport Mapping
 cdef extern from "snapcursor.h" nogil:
     int MMAPDS_PAGE, MMAPDS_KEY, MMAPDS_BLOCK, MMAPDS_GUIDED, MMAPDS_BUCKET, MMAPDS_LAYERS
     uint64_t MMAPDS_SENTINEL
-    int SNAP_NONE, SNAP_FOUND, SNAP_DAMAGED, SNAP_UNSOUND, SNAP_NO_MEMORY
+    int SNAP_NONE, SNAP_FOUND, SNAP_DAMAGED, SNAP_UNSOUND
 
     ctypedef struct mmapds_guide:
         uint64_t prefix, offset

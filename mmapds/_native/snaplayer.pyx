@@ -622,8 +622,6 @@ cdef class State:
         self.check_lost()
         if status == SNAP_UNSOUND:
             return (<Layer>self.layers[where]).verify_wanted()
-        if status == SNAP_NO_MEMORY:
-            raise MemoryError
         path = self.delta.mapping.path if where < 0 else (<Layer>self.layers[where]).mapping.path
         raise CorruptionError(f"{path}: a record, or what leads to it, is damaged: mmapds verify says where; restore a copy")
 

@@ -42,7 +42,6 @@ enum {
     SNAP_FOUND = 1,
     SNAP_DAMAGED = -1,
     SNAP_UNSOUND = -2, /* a block must be verified first: layer->wanted */
-    SNAP_NO_MEMORY = -3,
 };
 
 typedef struct {
