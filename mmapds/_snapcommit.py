@@ -108,7 +108,8 @@ class Committer:
             if used is not None:
                 self._fold()
                 changes = Changes(self._state, changed)  # what had expired is gone
-            made = self._files.new_delta(self._take_number(), self._state.entries)
+            below = sum(layer.bytes for layer in self._contents.layers)
+            made = self._files.new_delta(self._take_number(), self._state.entries, below)
             self._contents = replace(self._contents, delta=made)
             delta, _ = self._files.delta(made, writable=True)
             self._owner._written = delta

@@ -21,15 +21,16 @@ from mmapds import files
 from mmapds._manifest import DeltaRef, LayerRef
 from mmapds._native import kernel
 from mmapds._native.region import FLAGS, Mapping
-from mmapds._native.snapbuild import BLOCK, GUIDED, buckets_for, write_index, write_records, write_sums
+from mmapds._native.snapbuild import BLOCK, GUIDED, Output, buckets_for, write_index, write_records, write_sums
 from mmapds._native.snapcursor import Cursor
 from mmapds._native.snaplayer import Delta, Layer
 from mmapds.errors import CorruptionError, IncompatibleFormat
 
 MANIFEST = "manifest"
 NAME = re.compile(r"([0-9a-f]{16})\.(layer|delta)")
-DELTA_SIZE = 4 << 20
+DELTA_SIZE = 4 << 20  # of a small map
 DELTA_BUCKETS = 1 << 15
+LARGE = 32  # a map of so many times that has a delta four times as large: its layers are rewritten less often
 
 Progress = Callable[[str, int, int | None], object]
 
@@ -127,18 +128,20 @@ class MapFiles:
 
     # ---- making ---------------------------------------------------------------------------------------------------
 
-    def new_delta(self, number: int, entries: int) -> DeltaRef:
-        """A delta without a batch, over a map of so many entries."""
+    def new_delta(self, number: int, entries: int, below: int) -> DeltaRef:
+        """A delta without a batch, over a map of so many entries, and so many bytes."""
         path = self.name(number, "delta")
+        times = 4 if below >= LARGE * self.delta_size else 1
+        size, buckets = self.delta_size * times, DELTA_BUCKETS * times
         page = files.new_header(
             "delta",
             durability=self.durability,
-            options=(number, self.delta_size, DELTA_BUCKETS, entries),
+            options=(number, size, buckets, entries),
             parent=self.identity,
         )
         end = kernel.SENTINEL.to_bytes(8, "little")
-        files.create(path, page, self.delta_size, durability=self.durability, permissions=self._permissions(), end=end)
-        start = -(-(2 * kernel.PAGE + 4 * DELTA_BUCKETS) // 64) * 64
+        files.create(path, page, size, durability=self.durability, permissions=self._permissions(), end=end)
+        start = _up(2 * kernel.PAGE + 4 * buckets, 64)
         return DeltaRef(number, files.identity_of(page), start)
 
     def new_layer(
@@ -164,18 +167,19 @@ class MapFiles:
         with files.unnamed(path, self._permissions()) as (fd, publish):
             files.check_filesystem(fd, path, self.durability)
             try:
-                end, records, lapsed = write_records(fd, cursor, bottom, now, tell("write"))
+                output = Output(fd)
+                end, records, lapsed = write_records(output, cursor, bottom, now, tell("write"))
                 if not records and not metadata:
                     return None, lapsed
                 total = records
-                os.pwrite(fd, metadata, end)
+                output.add(metadata)
                 guide = _up(end + len(metadata), 8)
                 guides = -(-records // GUIDED)
                 table = _up(guide + 16 * guides, 64)
                 buckets = buckets_for(records)
                 sums = table + 64 * buckets
                 size = sums + 8 * -(-(sums - kernel.PAGE) // BLOCK) + 8
-                kernel.allocate(fd, size)
+                output.zeros(size)  # all of it has its place on the disk now
             except OSError as error:
                 error.filename = path
                 raise

@@ -11,7 +11,7 @@ cdef class Sorter:
     cdef char *base
     cdef uint64_t room, used, budget
     cdef snap_key *list
-    cdef uint64_t count, list_room
+    cdef uint64_t count
     cdef uint64_t common                # bytes that the beginning of all keys has in common
     cdef bytes first
     cdef readonly int keys              # the kind, when there is a key

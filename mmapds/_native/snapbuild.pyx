@@ -6,6 +6,10 @@ A :class:`Sorter` collects records in memory. When it is full, they are sorted a
 one after the other, then, in a second pass over them, guide and table, last the checksums. Memory of our own is what the
 Sorter has; tables lie in the file, and so in the page cache.
 
+A file is written whole, two megabytes at a time, before anything is stored through its mapping: of such writes the page
+cache of ext4, XFS and others makes huge pages, and a lookup in a file that is mapped by huge pages spares the walks through
+page tables, which cost as much as the memory itself. What is not huge works as well.
+
 Prior art: external merge sort; LMDB's and RocksDB's bulk loaders, which want sorted input. Rejected: hashing keys in the
 first pass and keeping the hashes (8 bytes for each record, of memory that the limit does not have).
 """
@@ -17,8 +21,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EINTR
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
 
 from mmapds._native.atomics cimport load_relaxed_u64, store_seq_cst_u64
 from mmapds._native.region cimport Mapping
@@ -40,7 +44,7 @@ cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
     int munmap(void *address, size_t length)
     int madvise(void *address, size_t length, int advice)
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_DONTNEED
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_HUGEPAGE
     void *MAP_FAILED
 
 
@@ -49,11 +53,12 @@ cdef extern from "<errno.h>" nogil:
 
 
 cdef object hash_of = xxh3_64_intdigest
-cdef uint64_t CHUNK = 1 << 20           # bytes that are written by one call
+cdef uint64_t CHUNK = 2 << 20           # bytes that are written by one call: a huge page
 cdef uint64_t PAUSE = 4096              # records between two looks for signals
 cdef Py_ssize_t TOGETHER = 64           # changes that are looked up together
 cdef int AHEAD = 32                     # buckets that are fetched before they are written to
 cdef uint64_t LARGEST = <uint64_t>1 << 34   # bytes in memory: offsets are 32 bits, in units of 8
+cdef uint64_t EACH = 48                 # bytes for each record that sorting needs: the key's entry, and as much twice again
 cdef double LOAD = 0.72                 # of the table
 
 assert MMAPDS_KEY + 64 == 65600
@@ -81,41 +86,65 @@ cdef int write_all(int fd, const char *data, uint64_t size, uint64_t offset) exc
 
 
 cdef class Output:
-    """Bytes that go to the end of a file, a megabyte at a time."""
+    """What goes into a new file, from its second page on, a huge page at a time."""
     cdef int fd
     cdef char *buffer
     cdef uint64_t filled, offset        # of the file, where the buffer begins
 
-    def __cinit__(self, int fd, uint64_t offset):
+    def __cinit__(self, int fd):
         self.fd = fd
-        self.offset = offset
         self.buffer = <char *>malloc(CHUNK)
         if self.buffer is NULL:
             raise MemoryError
+        memset(self.buffer, 0, MMAPDS_PAGE)
+        self.filled = MMAPDS_PAGE
 
     def __dealloc__(self):
         free(self.buffer)
 
     cdef int write(self, const char *data, uint64_t size) except -1:
-        if size > CHUNK - self.filled:
+        cdef uint64_t part
+        while size > CHUNK - self.filled:
+            part = CHUNK - self.filled
+            memcpy(self.buffer + self.filled, data, part)
+            self.filled = CHUNK
             self.flush()
-            if size >= CHUNK:
-                write_all(self.fd, data, size, self.offset)
-                self.offset += size
-                return 0
+            data += part
+            size -= part
         memcpy(self.buffer + self.filled, data, size)
         self.filled += size
         return 0
 
-    cdef int flush(self) except -1:
+    def add(self, const uint8_t[:] data not None):
+        """These bytes."""
+        if len(data):
+            self.write(<const char *>&data[0], len(data))
+
+    def zeros(self, uint64_t end):
+        """The file's end: what is missing is zero."""
+        cdef uint64_t part
+        while self.offset + self.filled < end:
+            part = min(CHUNK - self.filled, end - self.offset - self.filled)
+            memset(self.buffer + self.filled, 0, part)
+            self.filled += part
+            self.flush()
+
+    def flush(self):
+        """All of it is in the file; where that ends."""
         cdef uint64_t filled = self.filled
-        self.filled = 0
         write_all(self.fd, self.buffer, filled, self.offset)
         self.offset += filled
-        return 0
+        self.filled = 0
+        return self.offset
 
-    cdef uint64_t at(self):
-        return self.offset + self.filled
+
+cdef void *reserve(uint64_t size) except NULL:
+    """Memory that is taken when it is used, in huge pages where there are some: what is sorted is read in any order."""
+    cdef void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if mapped == MAP_FAILED:
+        raise MemoryError
+    madvise(mapped, size, MADV_HUGEPAGE)        # a hint
+    return mapped
 
 
 @cython.final
@@ -123,20 +152,18 @@ cdef class Sorter:
     """`limit`: bytes of memory. A record counts with what sorting needs."""
 
     def __cinit__(self, uint64_t limit, int keys):
-        cdef void *mapped
+        cdef uint64_t budget = min(limit, LARGEST)
         self.keys = keys
-        self.budget = min(limit, LARGEST)
-        self.room = self.budget + (1 << 20)
-        mapped = mmap(NULL, self.room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if mapped == MAP_FAILED:
-            self.room = 0
-            raise MemoryError
-        self.base = <char *>mapped
+        self.base = <char *>reserve(budget + (1 << 20))
+        self.room = budget + (1 << 20)
+        self.list = <snap_key *>reserve((budget // EACH + 1) * sizeof(snap_key))
+        self.budget = budget
 
     def __dealloc__(self):
-        if self.room:
+        if self.base is not NULL:
             munmap(self.base, self.room)
-        free(self.list)
+        if self.list is not NULL:
+            munmap(self.list, (self.budget // EACH + 1) * sizeof(snap_key))
 
     def __len__(self):
         return self.count
@@ -145,18 +172,9 @@ cdef class Sorter:
                  bint gone) except -1:
         """1, or 0 if it does not fit any more."""
         cdef uint64_t needed = snap_size(size, value_size, expires)
-        cdef snap_key *larger
         cdef char *at
-        cdef uint64_t i
-        if value_size > LARGEST or self.used + needed + 48 * (self.count + 1) > self.budget:
+        if value_size > LARGEST or self.used + needed + EACH * (self.count + 1) > self.budget:
             return 0
-        if self.count == self.list_room:
-            i = max(<uint64_t>1024, self.list_room + self.list_room // 2)
-            larger = <snap_key *>realloc(self.list, i * sizeof(snap_key))
-            if larger is NULL:
-                raise MemoryError
-            self.list = larger
-            self.list_room = i
         at = snap_compose(self.base + self.used, key, size, value_size, expires, gone)
         memcpy(at, value, value_size)
         memset(at + value_size, 0, snap_up(value_size) - value_size)
@@ -165,12 +183,7 @@ cdef class Sorter:
             self.first = PyBytes_FromStringAndSize(key, size)
             self.common = size
         elif self.common:
-            i = min(self.common, <uint64_t>size)
-            if memcmp(PyBytes_AS_STRING(self.first), key, i) != 0:
-                i = 0
-                while PyBytes_AS_STRING(self.first)[i] == key[i]:
-                    i += 1
-            self.common = i
+            self.common = snap_common(PyBytes_AS_STRING(self.first), self.common, key, size)
         self.count += 1
         self.used += needed
         self.total += 1
@@ -242,17 +255,16 @@ cdef class Sorter:
 
     def spill(self, int fd):
         """Writes what there is to a file, sorted, from the second page on, and forgets it; where the file ends."""
-        cdef Output writer = Output(fd, MMAPDS_PAGE)
+        cdef Output writer = Output(fd)
         cdef uint64_t i
         cdef snap_record record
         self.sort()
         for i in range(self.count):
             if snap_parse(self.base + <uint64_t>(<uint32_t *>self.list)[i] * 8, self.base + self.used, &record):
                 writer.write(record.start, record.end - record.start)
-        writer.flush()
         self.count = self.used = 0
         self.sorted = False
-        return writer.offset
+        return writer.flush()
 
     def add_to(self, Cursor cursor not None):
         """One more source of a cursor, the oldest. It must not be added to meanwhile."""
@@ -289,13 +301,12 @@ def spill_one(int fd, key, value, int keys):
 
 # ---- layers --------------------------------------------------------------------------------------------------------
 
-def write_records(int fd, Cursor cursor not None, bint bottom, int64_t now, progress):
-    """Writes the records that the cursor walks, from the second page on.
+def write_records(Output writer not None, Cursor cursor not None, bint bottom, int64_t now, progress):
+    """Writes the records that the cursor walks.
 
     `bottom`: nothing older is below, so what is gone, or expired before `now`, is left out; elsewhere what has expired
     becomes a record that says that its key is gone. Returns (end, records, how many that were alive are not any more).
     """
-    cdef Output writer = Output(fd, MMAPDS_PAGE)
     cdef uint64_t records = 0, lapsed = 0, seen = 0
     cdef char[65600] head            # MMAPDS_KEY and the words before it
     cdef char *end
@@ -315,8 +326,7 @@ def write_records(int fd, Cursor cursor not None, bint bottom, int64_t now, prog
         else:
             writer.write(out.start, out.end - out.start)
         records += 1
-    writer.flush()
-    return writer.offset, records, lapsed
+    return writer.offset + writer.filled, records, lapsed
 
 
 def buckets_for(uint64_t records):
@@ -360,14 +370,11 @@ def write_index(Mapping mapping not None, uint64_t end, uint64_t guide_at, uint6
         if not snap_parse(base + at, base + end, &record):
             mapping.check()
             raise RuntimeError(f"{mapping.path}: the record at {at} cannot be read back")
-        if common and (record.key_size < common or memcmp(record.key, first.key, common) != 0):
-            i = 0
-            while i < <int>record.key_size and i < <int>common and record.key[i] == first.key[i]:
-                i += 1
-            common = i
+        if common:
+            common = snap_common(first.key, common, record.key, record.key_size)
         if count % MMAPDS_GUIDED == 0:
             guide[count // MMAPDS_GUIDED].offset = at
-        hash = hash_of(PyMemoryView_FromMemory(<char *>record.key, record.key_size, 0x100))
+        hash = hash_of(PyBytes_FromStringAndSize(record.key, record.key_size))     # cheaper than a view
         waiting_bucket[waiting] = snap_bucket(&shape, hash)
         waiting_entry[waiting] = at // 8 << 16 | (hash & 0xffff)
         prefetch(table + waiting_bucket[waiting] * MMAPDS_BUCKET)
@@ -472,16 +479,11 @@ cdef class Changes:
         cdef snap_record found
         cdef pending *item
         cdef Py_ssize_t i
-        cdef uint64_t offset
-        cdef int layer
         cdef bint was
         for i in range(start, end):
             snap_prefetch(&state.view, self.list[i].hash)
         for i in range(start, end):     # what comes from memory comes together
-            for layer in range(state.view.count):
-                offset = snap_guess(state.view.layers[layer], self.list[i].hash)
-                if offset:
-                    prefetch(state.view.layers[layer].base + offset)
+            snap_prefetch_next(&state.view, self.list[i].hash)
         for i in range(start, end):
             item = &self.list[i]
             was = state.find(item.hash, item.key, item.key_size, &found) == SNAP_FOUND and not found.gone
@@ -500,7 +502,7 @@ cdef class Changes:
 
     def sorter(self):
         """All of it, to be sorted; of a size that memory has."""
-        cdef Sorter sorter = Sorter(self.records_size + 48 * (self.count + 1), self.keys)
+        cdef Sorter sorter = Sorter(self.records_size + EACH * (self.count + 1), self.keys)
         cdef Py_ssize_t i
         cdef pending *item
         for i in range(self.count):

@@ -340,24 +340,58 @@ static int snap_key_compare(const void *a, const void *b, void *arena)
     return order ? order : x->offset > y->offset ? -1 : 1;
 }
 
+/* By prefix, from the last byte to the first (which is stable); bytes that are the same everywhere cost nothing. Where the
+   keys are in the end: in one of the two. */
+static inline snap_key *snap_sort_prefixes(snap_key *keys, snap_key *spare, uint64_t count)
+{
+    uint64_t counts[8][256] = {{0}};
+    for (uint64_t i = 0; i < count; i++)
+        for (int byte = 0; byte < 8; byte++)
+            counts[byte][keys[i].prefix >> 8 * byte & 0xff]++;
+    for (int byte = 0; byte < 8; byte++) {
+        uint64_t *to = counts[byte], before = 0;
+        if (to[keys[0].prefix >> 8 * byte & 0xff] == count)
+            continue;
+        for (int value = 0; value < 256; value++) {
+            uint64_t own = to[value];
+            to[value] = before;
+            before += own;
+        }
+        for (uint64_t i = 0; i < count; i++)
+            spare[to[keys[i].prefix >> 8 * byte & 0xff]++] = keys[i];
+        snap_key *sorted = spare;
+        spare = keys;
+        keys = sorted;
+    }
+    return keys;
+}
+
 /* Sorts `count` keys, keeps the youngest of equal ones, and writes their offsets to `order`, which may be where the keys
    are. Returns how many. */
 static inline uint64_t snap_sort(snap_key *keys, uint64_t count, const char *base, const char *limit, uint32_t *order)
 {
     snap_arena arena = {base, limit};
     snap_record last = {0}, record;
-    uint64_t kept = 0, last_prefix = 0;
-    qsort_r(keys, count, sizeof(snap_key), snap_key_compare, &arena);
-    for (uint64_t i = 0; i < count; i++) {
-        uint64_t prefix = keys[i].prefix;
-        uint32_t offset = keys[i].offset;
-        snap_key_of(&arena, offset, &record);
-        if (kept && prefix == last_prefix && snap_compare(record.key, record.key_size, last.key, last.key_size) == 0)
-            continue;
-        order[kept++] = offset;
-        last = record;
-        last_prefix = prefix;
+    uint64_t kept = 0;
+    snap_key *spare = count ? malloc(count * sizeof(snap_key)) : NULL;
+    snap_key *sorted = spare ? snap_sort_prefixes(keys, spare, count) : keys;
+    for (uint64_t i = 0, next; i < count; i = next) { /* those that have a prefix in common; all, if there was no memory */
+        for (next = i + 1; next < count && (!spare || sorted[next].prefix == sorted[i].prefix); next++)
+            ;
+        if (next - i > 1)
+            qsort_r(&sorted[i], next - i, sizeof(snap_key), snap_key_compare, &arena);
+        for (uint64_t j = i; j < next; j++) {
+            uint32_t offset = sorted[j].offset; /* before `order`, which may lie over it, is written */
+            if (next - i > 1) {
+                snap_key_of(&arena, offset, &record);
+                if (j > i && snap_compare(record.key, record.key_size, last.key, last.key_size) == 0)
+                    continue;
+                last = record;
+            }
+            order[kept++] = offset;
+        }
     }
+    free(spare);
     return kept;
 }
 

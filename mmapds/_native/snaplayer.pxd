@@ -69,7 +69,9 @@ cdef extern from "snapcursor.h" nogil:
     uint64_t snap_guess(const snap_layer *layer, uint64_t hash)
     int snap_find(snap_layer *layer, uint64_t hash, const char *key, uint32_t size, snap_record *record)
     void snap_link(uint32_t *heads, uint64_t buckets, char *nodes, uint64_t offset)
+    uint64_t snap_common(const char *key, uint64_t common, const char *other, uint64_t size)
     void snap_prefetch(const snap_view *view, uint64_t hash)
+    void snap_prefetch_next(const snap_view *view, uint64_t hash)
     int snap_get(const snap_view *view, uint64_t hash, const char *key, uint32_t size, snap_record *record, int *where)
 
     ctypedef struct snap_source:

@@ -475,9 +475,9 @@ cdef class Delta:
     cdef int collect(self, uint64_t start, uint64_t end, walked *into) except -1:
         """The records of [start, end), as keys to be sorted."""
         cdef mmapds_batch found
-        cdef snap_record record
+        cdef snap_record first, record
         cdef snap_key *larger
-        cdef uint64_t at = start, next, data, i
+        cdef uint64_t at = start, next, data, common = 0, i
         while at < end:
             next = self.batch(at, end, &found)
             self.check_hash(at, &found)     # what is sorted may become a layer, whose checksums are right
@@ -490,11 +490,18 @@ cdef class Delta:
                 into.keys = larger
             for i in range(found.count):
                 self.parse(data, next, at, &record)
-                into.keys[into.count].prefix = snap_prefix(record.key, record.key_size, 0)
+                if into.count == 0:
+                    first = record
+                    common = record.key_size
+                elif common:
+                    common = snap_common(first.key, common, record.key, record.key_size)
                 into.keys[into.count].offset = <uint32_t>(data // 8)
                 into.count += 1
                 data = record.end - self.snap.base
             at = next
+        for i in range(into.count):     # now that it is known what all have in common
+            self.parse(<uint64_t>into.keys[i].offset * 8, end, start, &record)
+            into.keys[i].prefix = snap_prefix(record.key, record.key_size, common)
         return 0
 
     cdef Order order(self, uint64_t end):

@@ -20,8 +20,8 @@ from mmapds._native.leftright cimport LeftRight
 from mmapds._native.region cimport Mapping
 from mmapds._native.snapcursor cimport Values
 from mmapds._native.snaplayer cimport (
-    BYTES_KEYS, Layer, MMAPDS_PAGE, NO_KEYS, SNAP_FOUND, STR_KEYS, State, key_bytes, key_hash, prefetch, snap_alive, snap_get, snap_guess, snap_line,
-    snap_now, snap_prefetch, snap_record, snap_view,
+    BYTES_KEYS, Layer, MMAPDS_PAGE, NO_KEYS, SNAP_FOUND, STR_KEYS, State, key_bytes, key_hash, snap_alive, snap_get, snap_guess, snap_line,
+    snap_now, snap_prefetch, snap_prefetch_next, snap_record, snap_view,
 )
 
 
@@ -230,8 +230,7 @@ cdef class MapCore:
         cdef uint32_t[TOGETHER] sizes
         cdef Py_ssize_t size = 0, at = 0, total, n, i
         cdef snap_record record
-        cdef uint64_t offset
-        cdef int j, status
+        cdef int status
         cdef bint raw = self.values.raw
         cdef tuple wanted = tuple(keys)
         cdef dict found = {}
@@ -246,13 +245,8 @@ cdef class MapCore:
                 sizes[i] = <uint32_t>size
                 hashes[i] = key_hash(key, data[i], size)
                 snap_prefetch(view, hashes[i])
-            if view.count:
-                for i in range(n):
-                    for j in range(view.count):
-                        offset = snap_guess(view.layers[j], hashes[i])
-                        if offset:
-                            prefetch(view.layers[j].base + offset)
-                            prefetch(view.layers[j].base + offset + 64)
+            for i in range(n):
+                snap_prefetch_next(view, hashes[i])
             for i in range(n):
                 status = state.find(hashes[i], data[i], sizes[i], &record)
                 if status == SNAP_FOUND and not record.gone and (not record.expires or snap_alive(&record, view.clock)):

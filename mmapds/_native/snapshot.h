@@ -185,6 +185,18 @@ static inline uint64_t snap_prefix(const char *key, uint64_t size, uint64_t from
     return __builtin_bswap64(word);
 }
 
+/* How many of the first `common` bytes of one key the other key begins with. */
+static inline uint64_t snap_common(const char *key, uint64_t common, const char *other, uint64_t size)
+{
+    if (size < common)
+        common = size;
+    if (memcmp(key, other, common) != 0)
+        for (uint64_t i = 0; i < common; i++)
+            if (key[i] != other[i])
+                return i;
+    return common;
+}
+
 /* ---- layers --------------------------------------------------------------------------------------------------- */
 
 /* Whether all blocks of [offset, offset + size) were found sound; if not, `wanted` is the first that was not looked at. */
@@ -311,6 +323,23 @@ static inline void snap_prefetch(const snap_view *view, uint64_t hash)
         __builtin_prefetch(&view->delta->heads[hash % view->delta->buckets]);
     for (int i = 0; i < view->count; i++)
         __builtin_prefetch(snap_line(view->layers[i], hash));
+}
+
+/* And when that has come: what it refers to. */
+static inline void snap_prefetch_next(const snap_view *view, uint64_t hash)
+{
+    if (view->delta) {
+        uint64_t node = (uint64_t)load_relaxed_u32(&view->delta->heads[hash % view->delta->buckets]) * 8;
+        if (node && node < view->delta->room)
+            __builtin_prefetch(view->delta->nodes + node);
+    }
+    for (int i = 0; i < view->count; i++) {
+        uint64_t offset = snap_guess(view->layers[i], hash);
+        if (offset) {
+            __builtin_prefetch(view->layers[i]->base + offset);
+            __builtin_prefetch(view->layers[i]->base + offset + 64);
+        }
+    }
 }
 
 /* The newest record of a key, which may say that it is gone. *where: -1 the delta, or the layer that had the last word. */

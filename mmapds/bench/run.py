@@ -70,6 +70,12 @@ class Run:
         """Times what takes nanoseconds."""
         self.figures |= take(cases, rounds=self.effort.rounds, slice_seconds=self.effort.slice_seconds)
 
+    def warm_calls(self, cases: Sequence[Case]) -> None:
+        """Times what takes nanoseconds when the processor's caches hold what every call needs, and more when they do
+        not. In longer slices, so that what the other cases leave in the caches is soon gone."""
+        effort = self.effort
+        self.figures |= take(cases, rounds=max(2, effort.rounds // 10), slice_seconds=50 * effort.slice_seconds)
+
     def long_calls(self, cases: Sequence[Case]) -> None:
         """Times what takes microseconds and more: one call is a slice."""
         self.figures |= take(cases, rounds=self.effort.long_rounds, slice_seconds=0)

@@ -75,7 +75,7 @@ def _measure(run: Run, place: str, count: int) -> None:
         with run.pinned():
             run.progress("looking up, and walking")
             with ExitStack() as stage:
-                run.calls([*snapshot_cases.calls(stage, place, data), *_beside(stage, others, "read")])
+                run.warm_calls([*snapshot_cases.calls(stage, place, data), *_beside(stage, others, "read")])
             if layers != MOST_KEPT:
                 del run.figures["get_layers"]
                 run.skip(f"the writer has merged what was to be {MOST_KEPT} layers into {layers}", "get_layers")

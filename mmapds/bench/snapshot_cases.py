@@ -2,9 +2,10 @@
 
 Every store has the same entries: keys of ten bytes, values of a hundred, put in in one random order and looked up in
 another. A look-up is told by how far it must go for what it reads, so no two slices ask for the same keys, and all go
-round through a million of them (or all there are): what a processor's caches keep of one slice is of no use to the
-next. The keys that are looked up are equal to those of the dict and other objects, as keys are that come from
-elsewhere. They are the same objects each time round, so a dict finds their hash computed.
+round through a million of them (or all there are), each case in an order of its own: what a processor's caches keep of
+one slice is of no use to the next, nor to another case that reads the same store. The keys that are looked up are equal
+to those of the dict and other objects, as keys are that come from elsewhere. They are the same objects each time round,
+so a dict finds their hash computed.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def timed(name: str, text: str, names: Mapping[str, object], data: Data) -> Case
     Each case is compiled for itself, because the interpreter adapts code to the types it meets.
     """
     run = _compiled(text, names)
-    batches = _batches(data.probes)
+    batches = _batches(data.probes, name)
 
     def clock(count: int) -> float:
         # Taking a batch brings its keys to the caches, for everybody alike.
@@ -160,9 +161,12 @@ def _compiled(text: str, names: Mapping[str, object]) -> Callable[[Sequence[byte
     return run
 
 
-def _batches(probes: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for at in itertools.cycle(range(0, len(probes) - BATCH + 1, BATCH)):
-        yield probes[at : at + BATCH]
+def _batches(probes: Sequence[bytes], name: str) -> Iterator[Sequence[bytes]]:
+    """All keys, in an order that goes by the case's name."""
+    order = list(probes)
+    random.Random(name).shuffle(order)
+    for at in itertools.cycle(range(0, len(order) - BATCH + 1, BATCH)):
+        yield order[at : at + BATCH]
 
 
 # ---- the calls -----------------------------------------------------------------------------------------------------
