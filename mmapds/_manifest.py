@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from mmapds import files
 from mmapds._native import kernel
 from mmapds._native.snapbuild import MOST_LAYERS
 from mmapds._queuefiles import boot_offset
-from mmapds.errors import CorruptionError, WriterBusy
+from mmapds.errors import CorruptionError, DurabilityFailed, WriterBusy
 from mmapds.synchronizer import Synchronizer
 
 _HEAD = struct.Struct("<QQQQq16sQ16sQQ")
@@ -208,6 +209,16 @@ class Manifest(Synchronizer):
             locks = self._file.locks
             if locks is not None and locks.usable:
                 locks.unlock(kernel.LOCK_WRITER)
+
+    def _sync_names(self) -> None:
+        """The map's own name, too: who made it may have died before he did."""
+        super()._sync_names()
+        try:
+            with suppress(PermissionError):  # of a directory that may be written and not be read
+                files.sync_directory(os.path.dirname(self._path))
+        except DurabilityFailed:
+            self._set_failed(True)
+            raise
 
     def check_place(self) -> None:
         """MappingLost if the path names another map by now, or none."""

@@ -271,12 +271,14 @@ class QueueMaps(QueueCore):
         """A record is not what was written: it, and what cannot be told from it, goes to the quarantine."""
         reader = self._reader(position // self._backing.segment_size)
         name = f"{position // self._backing.segment_size:016x}-{position:x}"
+        words, entries = self._index()
         if number:
             data = reader.raw(position, position + 4096)
             if self._discard(number, position):
                 raise self._spoiled(1, name, data)
+            if any(entry["number"] == number and entry["position"] == position for entry in entries):
+                self._check_changed(words, position)
             return
-        words, _entries = self._index()
         if words["head"] != position:
             return
         tail, upto = words["tail"], words["tail_sequence"]
@@ -292,6 +294,15 @@ class QueueMaps(QueueCore):
         data = reader.raw(position, stop)
         if self._skip(position, stop, max(0, sequence - words["head_sequence"])):
             raise self._spoiled(sequence - words["head_sequence"], name, data)
+        self._check_changed(words, position)
+
+    def _check_changed(self, words: dict[str, int], position: int) -> None:
+        """What was not set aside was changed meanwhile; or it never can be, and would be found for ever."""
+        if self._index()[0]["changes"] == words["changes"]:
+            raise CorruptionError(
+                f"{self.path}: the record at {position} is damaged, and cannot be set aside, because meta contradicts "
+                f"itself (head {words['head']}, tail {words['tail']}): restore a copy"
+            )
 
     def _broken_segment(self, number: int) -> None:
         """What has a segment's name is none of this queue's: out of the way, and on behind it."""
@@ -318,7 +329,7 @@ class QueueMaps(QueueCore):
             behind = max([number, *self._numbers()]) + 1
             self._move_tail(words["tail"], behind * size + kernel.PAGE)
             if head // size == number:
-                lost += words["tail_sequence"] - words["head_sequence"]
+                lost += max(0, words["tail_sequence"] - words["head_sequence"])
                 self._skip(head, behind * size + kernel.PAGE, lost)
         if lost or (words["tail"] // size == number and words["tail"] % size != kernel.PAGE):
             raise CorruptionError(

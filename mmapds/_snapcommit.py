@@ -281,8 +281,6 @@ def create_map(owner: SnapshotMap) -> None:
         try:
             if not manifest.version:
                 manifest.write_bytes(EMPTY.here().encode())
-                if owner.durability == "power":
-                    files.sync_directory(owner.path)  # the map's own name
         finally:
             manifest.release()
 

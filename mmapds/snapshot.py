@@ -40,7 +40,15 @@ from mmapds._snapcommit import Committer, build_map, create_map
 from mmapds._snapcover import SLOTS, Covered
 from mmapds._snapfiles import MANIFEST, MapFiles
 from mmapds._snapview import KINDS, MapView, Snapshot
-from mmapds.errors import Closed, CorruptionError, ForkedHandle, MmapdsError, NotInitialised, SchemaMismatch
+from mmapds.errors import (
+    Closed,
+    CorruptionError,
+    DurabilityFailed,
+    ForkedHandle,
+    MmapdsError,
+    NotInitialised,
+    SchemaMismatch,
+)
 from mmapds.region import Mode, StrPath, check_mode
 
 _MEMORY = 256 << 20
@@ -160,6 +168,12 @@ class SnapshotMap(MapView, Handle):
                 ) from None
             create_map(self)
             self._reload()
+        except DurabilityFailed:
+            if self.mode != "shared" or not self.follow:
+                raise
+            # Only a transaction heals the map, and there may be no other handle. Until then lookups raise.
+            version, contents = self._manifest.contents_for_writer()
+            self._adopt(self._state_of(version, contents, None))
         self._look()
 
     # ---- versions -------------------------------------------------------------------------------------------------

@@ -49,4 +49,6 @@ static inline void cpu_relax(void)
 #endif
 }
 
+#include "failpoints.h" /* nothing, but in builds for tests */
+
 #endif

@@ -585,8 +585,10 @@ static inline int queue_purge_entry(queue_view *view, uint32_t number, int *foun
 /* Says that somebody is about to sleep; look again before queue_sleep(). */
 static inline uint32_t queue_announce(queue_view *view, int event)
 {
+    /* The count first: who takes our mark away for what was published before raises it after that, and we do not sleep. */
+    uint32_t seen = load_seq_cst_u32(&view->control->events[event].count);
     store_seq_cst_u32(&view->control->events[event].sleepers, 1);
-    return load_seq_cst_u32(&view->control->events[event].count);
+    return seen;
 }
 
 /* At most `nanoseconds`, QUEUE_SLICE, or until the next delay or lease is over. */

@@ -181,7 +181,7 @@ cdef class QueueCore(QueueTake):
         cdef queue_view view
         cdef Mapping meta
         cdef Segments table = None
-        cdef uint64_t until, number = 0, count = 0
+        cdef uint64_t until, head, changes, number = 0, count = 0
         cdef int status = QUEUE_DONE, found = 0
         ready(self)
         if not self.writable:
@@ -190,10 +190,14 @@ cdef class QueueCore(QueueTake):
         while load_relaxed_u64(&self.view.control.head) < until and status != QUEUE_EMPTY:
             status = self.attempt(QUEUE_DROP, 0, NULL, 0, &item, Box.__new__(Box))
             if status == QUEUE_BAD:
+                head = load_relaxed_u64(&self.view.control.head)
+                changes = load_relaxed_u64(&self.view.control.changes)
                 try:
                     self._set_aside(item.position, item.entry)
                 except CorruptionError:
-                    pass
+                    if head == load_relaxed_u64(&self.view.control.head) and \
+                            changes == load_relaxed_u64(&self.view.control.changes):
+                        raise           # it was not set aside: it would be found for ever
             count += status != QUEUE_EMPTY
             ready(self)
         while number < self.view.control.used:

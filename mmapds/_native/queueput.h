@@ -15,7 +15,7 @@
    one again. In durability "power" the old segment is synced before the tail leaves it, so that recovery never finds a
    hole before a record that was durable.
 
-   Waiting, for items: store `sleepers`, look again, sleep on `count`. Waking: publish, then load `sleepers`; if it is
+   Waiting, for items: load `count`, store `sleepers`, look again, sleep on `count`. Waking: publish, then load `sleepers`; if it is
    set, clear it, raise `count`, wake one. All sequentially consistent: either the sleeper's second look sees what was
    published, or the waker sees the sleeper. Who has slept sets `sleepers` again before it looks, because others may
    still sleep, and having found something wakes the next if there is more: a thousand sleepers wake one at a time. A

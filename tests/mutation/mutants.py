@@ -1,0 +1,193 @@
+"""What is put into the native code, one at a time, to see whether a test notices.
+
+Promises
+    Every fence, check, sync, lock and store of the native code that this finds by its shape becomes a mutant: a store
+    or a sync that is left out, a condition that is never true, a memory order that is weakened. All are built into one
+    variant of the package at once, each behind a number; ``MMAPDS_MUTANT`` says which of them is on. So a thousand
+    mutants cost one build.
+
+    `find` numbers them; the numbers are those of one state of the sources, the names (file, function, text) stay.
+
+Prior art: mutant schemata (Untch, Offutt and Harrold); mull and universalmutator for C. Rejected: those, because they do
+not know Cython's sources, and change arithmetic, of which most does not matter, rather than what protects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+HEADERS = (
+    "lockword.h", "leftright.h", "mmapsync.h", "counters.h", "queueindex.h", "queueput.h", "queue.h", "snapshot.h",
+    "snapcursor.h", "process.h",
+)  # fmt: skip
+"""The transitions; all that is found in them is a mutant."""
+
+MODULES = (
+    "lockword.pyx", "leftright.pyx", "writer.pyx", "mmapsync.pyx", "counters.pyx", "counter.pyx", "cells.pyx",
+    "extents.pyx", "queue.pyx", "queueput.pyx", "queuetake.pyx", "queuescan.pyx", "queueview.pyx", "claim.pyx",
+    "snaplayer.pyx", "snapbuild.pyx", "snapcursor.pyx", "snapmap.pyx", "region.pyx", "atomic.pyx", "results.pyx",
+)  # fmt: skip
+"""What calls them; here stores, locks, syncs, looks for lost mappings, and refusals."""
+
+_WEAKER = {
+    "store_seq_cst_u64": "store_relaxed_u64",
+    "store_release_u64": "store_relaxed_u64",
+    "load_seq_cst_u64": "load_relaxed_u64",
+    "load_acquire_u64": "load_relaxed_u64",
+    "load_seq_cst_u32": "load_relaxed_u32",
+}
+_ORDERED = re.compile(r"\b(" + "|".join(_WEAKER) + r")\(")
+_STATEMENT = re.compile(
+    r"^(\s*)((?:store|fetch|exchange)_\w+\(.*\)|fence_\w+\(\)|kernel_(?:futex_wake|lock|unlock)\w*\(.*\)"
+    r"|__atomic_(?:store_n|thread_fence)\(.*\)|msync\(.*\)|kernel_\w*sync\w*\(.*\));(.*)$"
+)
+_IF = re.compile(r"^(\s*)((?:else )?if) \((.*)\)( \{)?(\s*/\*.*\*/)?$")
+_LEAVES = re.compile(r"^\s*(return|break|continue|goto)\b")
+_FUNCTION = re.compile(r"^(?:static|[a-z]).*?\b(\w+)\(")
+
+_PYX_STATEMENT = re.compile(
+    r"^(\s+)((?:store|fetch|exchange)_\w+\(.*\)|fence_\w+\(\)|kernel_(?:futex_wake|lock|unlock)\w*\(.*\)"
+    r"|[\w.]+\.(?:check|check_lost|check_hash|ensure|verify|sync|_sync)\(.*\)|msync\(.*\))(\s*#.*)?$"
+)
+_PYX_IF = re.compile(r"^(\s+)(if|elif) (.*):(\s*#.*)?$")
+_REFUSES = re.compile(r"^\s*(raise\b|raise_\w+\(|return False\b|return SNAP_DAMAGED|return -1\b)")
+_PYX_FUNCTION = re.compile(r"^\s*(?:cdef|cpdef|def)\b.*?\b(\w+)\(")
+_MARK = "MUTANT"
+
+
+class Mutant(NamedTuple):
+    number: int
+    file: str
+    function: str
+    line: int
+    kind: str  # "order", "store", "fence", "lock", "sync", "check"
+    text: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports and in the list of what is argued; it survives changes elsewhere."""
+        return f"{self.file}: {self.function}: {self.kind}: {self.text}"
+
+
+def _kind(text: str) -> str:
+    if "fence" in text:
+        return "fence"
+    if "sync" in text and not text.startswith(("store", "fetch", "exchange")):
+        return "sync"
+    if text.startswith(("kernel", "__atomic")):
+        return "lock"
+    return "store" if text.startswith(("store", "fetch", "exchange")) else "check"
+
+
+def transform(name: str, text: str, first: int) -> tuple[str, list[Mutant]]:
+    """The source with all its mutants in it, numbered from `first` on."""
+    return _header(name, text, first) if name.endswith(".h") else _module(name, text, first)
+
+
+def _balanced(text: str) -> bool:
+    return text.count("(") == text.count(")")
+
+
+def _header(name: str, text: str, first: int) -> tuple[str, list[Mutant]]:
+    lines, out, found = text.split("\n"), list[str](), list[Mutant]()
+    function, comment = "", False
+
+    def new(at: int, kind: str, what: str) -> int:
+        found.append(Mutant(first + len(found), name, function, at + 1, kind, " ".join(what.split())))
+        return found[-1].number
+
+    for at, line in enumerate(lines):
+        if comment or line.lstrip().startswith("/*"):
+            comment = "*/" not in line
+            out.append(line)
+            continue
+        if (began := _FUNCTION.match(line)) and not line.rstrip().endswith(";"):
+            function = began[1]
+        code = line
+        if line.startswith(" ") and function:
+            if (made := _STATEMENT.match(line)) and _balanced(made[2]):
+                number = new(at, _kind(made[2]), made[2])
+                code = f"{made[1]}{_MARK}({number}) ? (void)0 : (void)({made[2]});{made[3]}"  # no `if`: an else may follow
+            elif (asked := _IF.match(line)) and _balanced(asked[3]) and _next_leaves(lines, at):
+                number = new(at, "check", f"if ({asked[3]})")
+                code = f"{asked[1]}{asked[2]} (!{_MARK}({number}) && ({asked[3]})){asked[4] or ''}{asked[5] or ''}"
+            for order in _ORDERED.finditer(line):
+                number = new(at, "order", line.strip())
+                weak = f"({_MARK}({number}) ? {_WEAKER[order[1]]} : {order[1]})("
+                code = _replace(code, order[0], weak, line[: order.start()].count(order[0]))
+        out.append(code)
+    return "\n".join(out), found
+
+
+def _replace(code: str, what: str, by: str, skip: int) -> str:
+    """Replaces the (skip + 1)-th bare `what` of the code."""
+    for number, match in enumerate(re.finditer(r"(?<![\w: ] )\b" + re.escape(what), code)):
+        if number == skip or what not in code[match.end() :]:
+            return code[: match.start()] + by + code[match.end() :]
+    return code
+
+
+def _next_leaves(lines: list[str], at: int) -> bool:
+    return at + 1 < len(lines) and bool(_LEAVES.match(lines[at + 1]))
+
+
+def _module(name: str, text: str, first: int) -> tuple[str, list[Mutant]]:
+    lines, out, found = text.split("\n"), list[str](), list[Mutant]()
+    function, quoted, declared = "", False, False
+
+    def new(at: int, kind: str, what: str) -> int:
+        found.append(Mutant(first + len(found), name, function, at + 1, kind, " ".join(what.split())))
+        return found[-1].number
+
+    for at, line in enumerate(lines):
+        quotes = line.count('"""')
+        if quoted or quotes == 1:
+            quoted = quoted != (quotes == 1)
+            out.append(line)
+            continue
+        if not declared and re.match(r"(cdef|def|class|@|ctypedef)\b|@", line):
+            out.append('cdef extern from "platform.h":\n    bint MUTANT "MUTANT" (int number) noexcept nogil\n')
+            declared = True
+        if began := _PYX_FUNCTION.match(line):
+            function = began[1]
+        code = line
+        if function and (made := _PYX_STATEMENT.match(line)) and _balanced(made[2]):
+            number = new(at, _kind(made[2]), made[2])
+            code = f"{made[1]}if not {_MARK}({number}): {made[2]}"
+        elif function and (asked := _PYX_IF.match(line)) and _balanced(asked[3]) and _refuses(lines, at):
+            number = new(at, "check", f"{asked[2]} {asked[3]}")
+            code = f"{asked[1]}{asked[2]} not {_MARK}({number}) and ({asked[3]}):"
+        out.append(code)
+    return "\n".join(out), found
+
+
+def _refuses(lines: list[str], at: int) -> bool:
+    return at + 1 < len(lines) and bool(_REFUSES.match(lines[at + 1]))
+
+
+def find(native: Path) -> Iterator[tuple[str, str, list[Mutant]]]:
+    """(file, its text with the mutants, the mutants) of each file that has some."""
+    first = 1
+    for name in (*HEADERS, *MODULES):
+        text, mutants = transform(name, (native / name).read_text("utf-8"), first)
+        first += len(mutants)
+        yield name, text, mutants
+
+
+SWITCH = """
+#include <stdlib.h>
+static int mutant_on = -1;
+static inline int mutant_number(void)
+{
+    if (__builtin_expect(mutant_on < 0, 0)) {
+        const char *number = getenv("MMAPDS_MUTANT");
+        mutant_on = number ? atoi(number) : 0;
+    }
+    return mutant_on;
+}
+#define MUTANT(number) (mutant_number() == (number))
+"""
+"""Goes into platform.h, which every other header includes first."""
