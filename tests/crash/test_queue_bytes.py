@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import queuefiles
@@ -268,6 +269,63 @@ def test_r16_hostile_sequences(tmp_path: Path, sequence: int) -> None:
             assert set(found) <= {b"0", b"1", b"2", b"3", b"4"}
             assert len(set(found)) == len(found)
             assert boot or found[-1] == b"4"
+
+
+# ---- meta that contradicts itself: once endless loops (found by fuzzing) ----------------------------------------
+
+
+@pytest.fixture
+def ends() -> Iterator[None]:
+    """A loop without an end is interrupted."""
+
+    def too_long(*_: object) -> NoReturn:
+        raise AssertionError("this call does not end")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def damaged_at_the_head(path: str) -> Queue:
+    """A handle that has open what is damaged behind its back: the first item that waits."""
+    q = Queue(path, codec="raw", segment_size=8192)
+    q.put_many([b"%d" % number * 20 for number in range(10)])
+    q.get()
+    queuefiles.flip(queuefiles.segment(path, 1), 8 * (queuefiles.Snapshot(path).words["head"] - 8192 + 30))
+    return q
+
+
+@pytest.mark.usefixtures("ends")
+@pytest.mark.parametrize("tail", [0, 1, 8, 0x2FFF, 8192 + 4096])
+def test_r16_a_tail_before_the_head_ends_no_call_in_a_loop(tmp_path: Path, tail: int) -> None:
+    path = str(tmp_path / "queue")
+    with damaged_at_the_head(path) as q:
+        queuefiles.poke_word(queuefiles.meta(path), queuefiles.WORDS["tail"], tail)
+        for take in (q.get_nowait, lambda: q.claim(timeout=0), lambda: q.get_many(3, timeout=0)):
+            with pytest.raises(CorruptionError, match=f"meta contradicts itself .*tail {tail}"):
+                take()
+        assert q.purge() == 0
+
+
+@pytest.mark.usefixtures("ends")
+def test_r16_purging_what_cannot_be_set_aside_ends(tmp_path: Path) -> None:
+    path = str(tmp_path / "queue")
+    with damaged_at_the_head(path) as q:
+        queuefiles.flip(queuefiles.segment(path, 1), 8 * 100)  # the header of the file, which it has mapped
+        with pytest.raises(CorruptionError, match="the header is damaged"):
+            q.purge()
+
+
+def test_r16_a_sequence_that_is_too_low_for_a_missing_segment(tmp_path: Path) -> None:
+    path = str(tmp_path / "queue")
+    damaged_at_the_head(path).close()
+    with Queue(path, codec="raw") as q:
+        os.unlink(queuefiles.segment(path, 1))
+        queuefiles.poke_word(queuefiles.meta(path), queuefiles.WORDS["tail_sequence"], 0)
+        with pytest.raises(CorruptionError, match="is missing, and all items that were in it are lost"):
+            q.get_nowait()
 
 
 def test_r15_one_corrupt_item_blocks_nobody(path: str) -> None:
