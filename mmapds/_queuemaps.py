@@ -313,6 +313,10 @@ class QueueMaps(QueueCore):
         """A segment has no file: if items should be in it, goes on behind it, and says so."""
         size = self._backing.segment_size
         words, entries = self._index()
+        if words["tail"] >= 1 << 62 or words["head"] > words["tail"]:
+            raise CorruptionError(
+                f"{self.path}: meta contradicts itself (head {words['head']}, tail {words['tail']}): restore a copy"
+            )
         lost = 0
         for entry in entries:
             if entry["position"] // size == number and entry["kind"] == READY:
@@ -324,7 +328,7 @@ class QueueMaps(QueueCore):
             first = next(self._plain(dict(words, head=stop)), None)
             count = (words["tail_sequence"] if first is None else first[2].sequence) - words["head_sequence"]
             if self._skip(head, stop, max(0, count)):
-                lost += count
+                lost += max(0, count)
         if words["tail"] // size == number and words["tail"] % size != kernel.PAGE:
             behind = max([number, *self._numbers()]) + 1
             self._move_tail(words["tail"], behind * size + kernel.PAGE)

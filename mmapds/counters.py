@@ -192,8 +192,7 @@ class Counters(_Numbers[_V], Handle):
                 )
         self._configure(path, mode, "mmapds", _DTYPES[number], _STRIDES[stride], header.durability, file)
         if shared:
-            file.settle(lambda: self._recover_file(cells))
-            file.live_locks().lock(kernel.LOCK_SLOT, shared=True)  # somebody is alive: nobody recovers
+            file.settle_and_live(lambda: self._recover_file(cells))
             if header.durability == "power":
                 files.sync_directory(path)  # who made the file may have died before he did
         self._map(file.fd, cells, writable=shared, lenient=not shared and not file.settled())

@@ -47,7 +47,17 @@ from mmapds._header import (
 )
 from mmapds._native import kernel
 from mmapds._native.kernel import LockFile
-from mmapds.errors import Closed, DurabilityFailed, ForkedHandle, IncompatibleFormat, MappingLost, UnsupportedFilesystem
+from mmapds.errors import (
+    Closed,
+    CorruptionError,
+    DurabilityFailed,
+    ForkedHandle,
+    IncompatibleFormat,
+    MappingLost,
+    UnsupportedFilesystem,
+)
+
+_NOBODY = bytes(32)  # the origin of a file that is being recovered, or whose recoverer died
 
 __all__ = [
     "ANY_FILESYSTEM",
@@ -378,9 +388,10 @@ class OpenFile(Opened):
     def settle(self, recover: Callable[[], None]) -> None:
         """Runs `recover` if the file comes from another boot, or is a copy, and nobody is alive in it.
 
-        Under byte 0, which everybody takes to register. A death in the middle leaves the old origin, so the next opener
-        runs recovery again; `recover` must come to the same result when it is repeated. If somebody is alive, the file
-        is in use on this kernel and its words are valid (containers may have boot ids of their own).
+        Under byte 0, which everybody takes to register. The origin is nobody's meanwhile, so after a death in the middle
+        the next opener runs recovery again, whichever boot id he has. `recover` must come to the same result when it is
+        repeated, and raises `CorruptionError` before it changes anything. If somebody is alive, the file is in use on
+        this kernel and its words are valid (containers may have boot ids of their own).
         """
         if self.same_origin():  # the usual case: nothing to wait for, even if somebody was stopped while he has byte 0
             return
@@ -391,24 +402,36 @@ class OpenFile(Opened):
             with locks.held(kernel.LOCK_WRITER, 0, wait=False) as alone:
                 if not alone.got:
                     return
-                recover()
+                before = os.pread(self.fd, 32, ORIGIN.start)
+                os.pwrite(self.fd, _NOBODY, ORIGIN.start)
+                try:
+                    recover()
+                except CorruptionError:
+                    os.pwrite(self.fd, before, ORIGIN.start)  # refused, as it is
+                    raise
                 page = bytearray(os.pread(self.fd, kernel.PAGE, 0))
                 set_origin(self.fd, page)
                 os.pwrite(self.fd, page[ORIGIN], ORIGIN.start)
                 if self.header.durability == "power":
                     sync(self.fd, self.path)
 
+    def settle_and_live(self, recover: Callable[[], None]) -> None:
+        """The same, and then we are alive in the file: nobody recovers it before this handle is closed."""
+        locks = self.live_locks()
+        while True:
+            self.settle(recover)
+            locks.lock(kernel.LOCK_SLOT, shared=True)
+            if os.pread(self.fd, 32, ORIGIN.start) != _NOBODY:
+                return
+            locks.unlock(kernel.LOCK_SLOT)  # in between, somebody with another boot id began to recover, and died
+
     def settled(self) -> bool:
         """For those who may not write: whether the volatile words can be trusted as they are.
 
-        They can if this boot wrote them, or if somebody lives in the file who has seen to it. A recoverer takes byte 0
-        and then all others: so life is looked for first, then byte 0 (a recovery has begun), then the origin again.
+        They can if this boot wrote them, or if somebody lives in the file who has seen to it. One look tells who lives
+        from who recovers, for the recoverer has locked all bytes at once.
         """
-        if self.same_origin():
-            return True
-        alive = kernel.locked(self.fd, kernel.LOCK_WRITER, 0)
-        recovering = kernel.locked(self.fd, kernel.LOCK_OPEN, exclusive=True)
-        return (alive and not recovering) or self.same_origin()
+        return self.same_origin() or kernel.inhabited(self.fd) or self.same_origin()
 
     def write_holder(self) -> None:
         """Says, for the messages of others, who has the writer's lock."""

@@ -229,8 +229,7 @@ class Queue(QueueAsync, Handle):
         backing, meta = self._backing, self._backing.meta
         options = tuple(meta.header.options[:4])
         if self.mode == "shared":
-            meta.settle(self._recover)
-            meta.live_locks().lock(kernel.LOCK_SLOT, shared=True)  # somebody is alive: nobody recovers
+            meta.settle_and_live(self._recover)
             if meta.header.durability == "power":
                 files.sync_directory(meta.path)  # who made the file may have died before he did
                 files.sync_directory(self.path)

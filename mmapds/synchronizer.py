@@ -115,6 +115,7 @@ class Synchronizer(Writer, Handle):
         self._path = self.prefix + "_sync"
         self._retry = 0.0
         self._foreign = False
+        self._copy_of = b""
         self._mutexes: dict[int, threading.RLock] = {}
         self._file = self._open_file(codec, schema, durability)
         try:
@@ -184,9 +185,7 @@ class Synchronizer(Writer, Handle):
         if not self._file.settled():
             # Another boot wrote it, and nobody is alive to have recovered it: do so in memory of our own.
             self._foreign = True
-            copy = Mapping(-1, kernel.SYNC_SIZE, _WRITE, FLAGS["PRIVATE"] | FLAGS["ANONYMOUS"], self._path)
-            memoryview(copy)[:] = memoryview(control)
-            control = copy
+            control = self._copied(control)
         self._open(control, verify=verify, unregistered=True)
         if self._foreign:
             try:
@@ -240,10 +239,29 @@ class Synchronizer(Writer, Handle):
 
     def _refresh(self) -> None:
         """Readers without a slot, before each look: has somebody recovered the file for real?"""
-        if self._foreign and self._file.settled():
+        if not self._foreign:
+            return
+        control = Mapping(self._file.fd, kernel.SYNC_SIZE, _READ, FLAGS["SHARED"], self._path)
+        if self._file.settled():
             self._foreign = False
-            control = Mapping(self._file.fd, kernel.SYNC_SIZE, _READ, FLAGS["SHARED"], self._path)
             self._open(control, verify=self._verifies, unregistered=True)
+        elif self._looked_at() != self._copy_of:
+            # Somebody whose boot id is the file's own (in another container) has been here and has gone.
+            self._open(self._copied(control), verify=self._verifies, unregistered=True)
+            self._recover_after_boot()
+
+    def _looked_at(self) -> bytes:
+        """What changes with each version, of a file that is not ours."""
+        return os.pread(self._file.fd, 2 * kernel.PAGE, 0)
+
+    def _copied(self, control: Mapping) -> Mapping:
+        """The control file in memory of our own, as it is at one moment."""
+        copy = Mapping(-1, kernel.SYNC_SIZE, _WRITE, FLAGS["PRIVATE"] | FLAGS["ANONYMOUS"], self._path)
+        while True:
+            self._copy_of = self._looked_at()
+            memoryview(copy)[:] = memoryview(control)
+            if self._looked_at() == self._copy_of:
+                return copy
 
     def _registering(self) -> threading.RLock:
         """Excludes close() while a thread takes a slot.

@@ -54,12 +54,18 @@ static inline int kernel_lock(int fd, int type, int64_t start, int64_t length, i
 
 /* 1 if another open file description has a lock in the range that excludes `type` (F_RDLCK: an exclusive one; F_WRLCK: any),
    without taking one; needs no write permission. */
-static inline int kernel_locked(int fd, int type, int64_t start, int64_t length)
+static inline int kernel_find_lock(int fd, int type, int64_t start, int64_t length, int64_t *its_length)
 {
     struct flock request = {.l_type = (short)type, .l_whence = SEEK_SET, .l_start = start, .l_len = length, .l_pid = 0};
     if (fcntl(fd, F_OFD_GETLK, &request) != 0)
         return -errno;
+    *its_length = request.l_len;
     return request.l_type != F_UNLCK;
+}
+
+static inline int kernel_locked(int fd, int type, int64_t start, int64_t length)
+{
+    return kernel_find_lock(fd, type, start, length, &length);
 }
 
 /* ---- futex ------------------------------------------------------------------------------------------------- */

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "kernel.h" nogil:
     int kernel_lock(int fd, int type, int64_t start, int64_t length, int wait)
+    int kernel_find_lock(int fd, int type, int64_t start, int64_t length, int64_t *its_length)
     int kernel_locked(int fd, int type, int64_t start, int64_t length)
     int kernel_futex_wait(const uint32_t *word, uint32_t expected, int64_t nanoseconds)
     int kernel_futex_wake(const uint32_t *word, int count)

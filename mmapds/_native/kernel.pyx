@@ -375,6 +375,16 @@ def start_writeback(int fd, int64_t offset, int64_t length):
         raise_errno(-failed, None)
 
 
+def inhabited(int fd):
+    """Whether somebody lives in a file of ours: has locked a byte of it, other than byte 0. Who has locked all of them, to
+    infinity, is a recoverer, and alone."""
+    cdef int64_t length = 1
+    cdef int found = kernel_find_lock(fd, F_WRLCK, MMAPDS_LOCK_WRITER, 0, &length)
+    if found < 0:
+        raise_errno(-found, None)
+    return found != 0 and length != 0
+
+
 def locked(int fd, int64_t start, int64_t length=1, *, bint exclusive=False):
     """Whether somebody else has a lock (an exclusive one) in [start, start + length), length 0: to infinity. Takes none."""
     cdef int found = kernel_locked(fd, F_RDLCK if exclusive else F_WRLCK, start, length)

@@ -51,7 +51,7 @@ static inline int lockword_probe(uint64_t *word, uint64_t token, int fd)
     /* The owner is dead and we alone hold its byte: the word can change only by a flag or, if it had been released or
        taken over before we got the byte, be another's by now. */
     while ((found & LOCK_TOKEN) == dead)
-        if (compare_exchange_seq_cst_u64(word, &found, token | LOCK_DIRTY | (found & LOCK_WAITERS))) {
+        if (compare_exchange_seq_cst_u64(word, &found, token | LOCK_DIRTY | LOCK_WAITERS)) { /* others may sleep, too */
             status = LOCK_TAKEN_DIRTY;
             break;
         }

@@ -18,14 +18,14 @@ Transitions, each one atomic instruction, so that a death leaves the word as bef
 * take          0 | d -> token | d | w          (d, w: dirty and waiters, kept)
 * announce      token -> token | waiters
 * release       token | w -> 0 or dirty         then wake one if there was w
-* take over     dead | w -> mine | dirty | w    while holding the dead owner's byte, so that only one prober does it,
-                                                and never while the owner lives
+* take over     dead | w -> mine | dirty | w    while holding the dead owner's byte: it is dead then. That one prober
+                                                does it is the compare-and-swap's doing
 
 Dirty means that whoever held the word did not leave it in order; it stays until somebody who knows how has repaired
 what the lock protects, so a repairer who dies in mid-repair leaves it to the next.
 
-Waiting. An owner killed between release and wake, and a waiter killed between being woken and acting, would leave
-others asleep; so no sleep is longer than 50 ms, and after each the owner is probed. Nobody is robbed by time alone: a
+Waiting. An owner killed between release and wake, and a waiter killed, or giving up, between being woken and acting,
+would leave others asleep; so no sleep is longer than 50 ms, and after each the owner is probed. Nobody is robbed by time alone: a
 *stopped* owner (SIGSTOP) holds the others up until it goes on.
 
 The transitions themselves are in lockword.h, which the queue uses inside its own.

@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from mmapds._native.atomics cimport (
-    fence_acquire, load_seq_cst_u32, load_seq_cst_u64, store_seq_cst_u32, store_seq_cst_u64,
+    compare_exchange_seq_cst_u32, fence_acquire, load_seq_cst_u32, load_seq_cst_u64, store_seq_cst_u64,
 )
 from mmapds._native.kernel cimport deadline, kernel_clock_ns, kernel_sleep_ns
 from mmapds._native.leftright cimport LeftRight, MMAPDS_LIMIT
@@ -203,9 +203,13 @@ cdef class Crate(Writer):
     cdef int wait_for_readers(self, int index, double grace) except -1:
         """Whether the count of readers had to be reset."""
         cdef int64_t limit = deadline(grace), pause = 5000
-        while load_seq_cst_u32(&self.state.readers[index]) != 0:        # pairs with mmapsync_pin and mmapsync_unpin
-            if kernel_clock_ns() >= limit:
-                store_seq_cst_u32(&self.state.readers[index], 0)
+        cdef uint32_t count
+        while True:
+            count = load_seq_cst_u32(&self.state.readers[index])        # pairs with mmapsync_pin and mmapsync_unpin
+            if count == 0:
+                break
+            # Only the count that was seen: one that has just changed is somebody who is alive.
+            if kernel_clock_ns() >= limit and compare_exchange_seq_cst_u32(&self.state.readers[index], &count, 0):
                 return 1
             with nogil:
                 kernel_sleep_ns(pause)

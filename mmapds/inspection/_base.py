@@ -188,8 +188,7 @@ def settled(fd: int, page: bytes) -> bool:
     origin = files.boot_id() + status.st_dev.to_bytes(8, "little") + status.st_ino.to_bytes(8, "little")
     if page[2048:2080] == origin:
         return True
-    alive = kernel.locked(fd, kernel.LOCK_WRITER, 0)
-    return alive and not kernel.locked(fd, kernel.LOCK_OPEN, exclusive=True)
+    return kernel.inhabited(fd)
 
 
 def described_file(fd: int, path: str) -> dict[str, object]:
