@@ -388,7 +388,7 @@ class OpenFile(Opened):
     def settle(self, recover: Callable[[], None]) -> None:
         """Runs `recover` if the file comes from another boot, or is a copy, and nobody is alive in it.
 
-        Under byte 0, which everybody takes to register. The origin is nobody's meanwhile, so after a death in the middle
+        Under byte 0, which everybody takes to register. The origin is nobody's meanwhile: after a death in the middle
         the next opener runs recovery again, whichever boot id he has. `recover` must come to the same result when it is
         repeated, and raises `CorruptionError` before it changes anything. If somebody is alive, the file is in use on
         this kernel and its words are valid (containers may have boot ids of their own).

@@ -374,7 +374,8 @@ cdef class LeftRight:
 
     cdef int verify_hash(self, Mapping mapping, char *base, Py_ssize_t size, uint64_t hash, uint64_t version) except -1:
         cdef uint64_t found = xxh3_64_intdigest(PyMemoryView_FromMemory(base, size, 0x100))
-        self.check_whole(mapping)
+        if base == mapping.base + MMAPDS_PAGE:      # else it is a copy, whose maker has looked
+            self.check_whole(mapping)
         self.check_lost()
         if found != hash:
             raise CorruptionError(
@@ -435,6 +436,7 @@ cdef class LeftRight:
         cdef char *source
         cdef char *target
         cdef int index
+        cdef bint sealed
         if self.is_private:
             if self.copied == 0:
                 raise NotInitialised("nothing has been published: write() first")
@@ -475,6 +477,7 @@ cdef class LeftRight:
             source = mapping.base + MMAPDS_PAGE
             with nogil:
                 memcpy(target, source, size)
+            sealed = load_relaxed_u64(mapping.seal) == MMAPDS_SENTINEL     # before V, too: a later write may grow over it
             fence_acquire()             # pairs with the fence in write_locked: the data before V
             if load_seq_cst_u64(&self.sync.sequence) != version:
                 continue
@@ -482,7 +485,10 @@ cdef class LeftRight:
             self._refresh()             # a V of our own says nothing about a writer that has come to life meanwhile
             if self.control is not control:
                 continue
-            self.check_whole(mapping)
+            if not sealed:
+                mapping.lost = 1
+            if mapping.lost:
+                self.poison(mapping)
             if self.verify:
                 self.verify_hash(mapping, target, size, hash, version)
             self.current_copy = data
