@@ -2,9 +2,9 @@
 
 Promises
     Every fence, check, sync, lock and store of the native code that this finds by its shape becomes a mutant: a store
-    or a sync that is left out, a condition that is never true, a memory order that is weakened. All are built into one
-    variant of the package at once, each behind a number; ``MMAPDS_MUTANT`` says which of them is on. So a thousand
-    mutants cost one build.
+    or a sync that is left out, a condition that is never true, a memory order that is weakened. All are built into
+    one variant of the package at once, each behind a number; ``MMAPDS_MUTANT`` says which of them is on. So a
+    thousand mutants cost one build.
 
     `find` numbers them; the numbers are those of one state of the sources, the names (file, function, text) stay.
 
@@ -32,13 +32,9 @@ MODULES = (
 )  # fmt: skip
 """What calls them; here stores, locks, syncs, looks for lost mappings, and refusals."""
 
-_WEAKER = {
-    "store_seq_cst_u64": "store_relaxed_u64",
-    "store_release_u64": "store_relaxed_u64",
-    "load_seq_cst_u64": "load_relaxed_u64",
-    "load_acquire_u64": "load_relaxed_u64",
-    "load_seq_cst_u32": "load_relaxed_u32",
-}
+_WEAKER = {"store_seq_cst_u64": "store_relaxed_u64"}
+"""Not the loads, and not release: on x86-64 these are the same instructions when they are relaxed, so no run can tell
+the mutant. ThreadSanitizer can (tests/model/tsan/), for what is in its harness."""
 _ORDERED = re.compile(r"\b(" + "|".join(_WEAKER) + r")\(")
 _STATEMENT = re.compile(
     r"^(\s*)((?:store|fetch|exchange)_\w+\(.*\)|fence_\w+\(\)|kernel_(?:futex_wake|lock|unlock)\w*\(.*\)"
@@ -110,7 +106,9 @@ def _header(name: str, text: str, first: int) -> tuple[str, list[Mutant]]:
         if line.startswith(" ") and function:
             if (made := _STATEMENT.match(line)) and _balanced(made[2]):
                 number = new(at, _kind(made[2]), made[2])
-                code = f"{made[1]}{_MARK}({number}) ? (void)0 : (void)({made[2]});{made[3]}"  # no `if`: an else may follow
+                code = (
+                    f"{made[1]}{_MARK}({number}) ? (void)0 : (void)({made[2]});{made[3]}"  # no `if`: an else may follow
+                )
             elif (asked := _IF.match(line)) and _balanced(asked[3]) and _next_leaves(lines, at):
                 number = new(at, "check", f"if ({asked[3]})")
                 code = f"{asked[1]}{asked[2]} (!{_MARK}({number}) && ({asked[3]})){asked[4] or ''}{asked[5] or ''}"
