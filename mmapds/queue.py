@@ -203,7 +203,9 @@ class Queue(QueueAsync, Handle):
             or size % kernel.PAGE
             or size > LARGEST
             or stored["maxsize"] >> 62
+            or any(stored[name] >> 62 for name in ("max_bytes", "max_attempts"))
             or header.options[4] > 9
+            or header.options[5] >> 62
         ):
             raise CorruptionError(f"{self.path}: meta stores segments of {size} bytes: restore a copy")
         self._level, self._least = header.options[4:6]
@@ -339,6 +341,8 @@ class Queue(QueueAsync, Handle):
             )
         if wait:
             files.sync_directory(meta.path)
+            with suppress(PermissionError):  # of a directory that may be written and not be read
+                files.sync_directory(self.path)  # its own name
             if anew:
                 self._set_failed(False)
 

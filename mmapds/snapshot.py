@@ -171,9 +171,13 @@ class SnapshotMap(MapView, Handle):
         except DurabilityFailed:
             if self.mode != "shared" or not self.follow:
                 raise
-            # Only a transaction heals the map, and there may be no other handle. Until then lookups raise.
-            version, contents = self._manifest.contents_for_writer()
-            self._adopt(self._state_of(version, contents, None))
+            if not self._manifest.version:  # its maker could not sync, and has published nothing: we make it
+                create_map(self)
+                self._reload()
+            else:
+                # Only a transaction heals the map, and there may be no other handle. Until then lookups raise.
+                version, contents = self._manifest.contents_for_writer()
+                self._adopt(self._state_of(version, contents, None))
         self._look()
 
     # ---- versions -------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from mmapds._native.atomics cimport cpu_relax, load_acquire_u64, load_relaxed_u6
 from mmapds._native.queueview cimport *
 from mmapds._native.region cimport Mapping
 
+from mmapds.errors import CorruptionError
+
 from xxhash import xxh3_64_intdigest
 
 
@@ -392,7 +394,7 @@ cdef class Rebuild:
         cdef uint32_t number = queue_make(&self.view, position, sequence, size, QUEUE_WAITING)
         cdef mmapds_held *entry
         if number == 0:
-            raise MemoryError("the index has no room for all items")
+            raise CorruptionError(f"{self.mapping.path}: the segments have changed while they were looked at")
         entry = queue_entry(&self.view, number)
         entry.attempts = attempts
         if place:
@@ -412,7 +414,7 @@ cdef class Rebuild:
             length = queue_record(&reader.view, &reader.segment, position, &copy)
             reader.mapping.check()
             if length == 0:
-                raise ValueError("a record changed while it was looked at")
+                raise CorruptionError(f"{reader.mapping.path}: a record changed while it was looked at")
             self.add(position, copy.order >> 8, copy.extent & SIZE, 0, 0, 0)
             position += length
 

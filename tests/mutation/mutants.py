@@ -8,8 +8,8 @@ Promises
 
     `find` numbers them; the numbers are those of one state of the sources, the names (file, function, text) stay.
 
-Prior art: mutant schemata (Untch, Offutt and Harrold); mull and universalmutator for C. Rejected: those, because they do
-not know Cython's sources, and change arithmetic, of which most does not matter, rather than what protects.
+Prior art: mutant schemata (Untch, Offutt and Harrold); mull and universalmutator for C. Rejected: those, because they
+do not know Cython's sources, and change arithmetic, of which most does not matter, rather than what protects.
 """
 
 from __future__ import annotations
