@@ -3,8 +3,9 @@
     python tests/mutation/run.py [--files NAME ...] [--kinds KIND ...] [--sample N] [--quick] [--results FILE]
 
 A copy of the repository is made (in ``--dir``), all mutants are built into it at once (mutants.py), and for each the
-tests of what the file is for are run, until one fails. A mutant is *killed* by a failure, a crash or a hang. One that lives is
-either *argued*, in argued.txt, with the reason why no test can notice it, or it *survives*: then a test is missing.
+tests of what the file is for are run, until one fails. A mutant is *killed* by a failure, a crash or a hang. One that
+lives is either *argued*, in argued.txt, with the reason why no test can notice it, or it *survives*: then a test is
+missing.
 
 ``--quick`` runs the first quarter of the tests only: what it kills is killed, what lives is not looked at further.
 
