@@ -51,6 +51,8 @@ class CrateDataFiles:
             if length < self.start + max(size, 1) + self.end:
                 return None
             length = min(length, 2 * kernel.LIMIT)  # what is larger is not ours
+            if self.end:
+                length -= length % kernel.PAGE  # nor is a part of a page
             return Mapping(fd, length, _READ, self._flags, self.path(index))
         finally:
             os.close(fd)
@@ -118,7 +120,7 @@ class DataFiles(CrateDataFiles):
             with suppress(FileNotFoundError):
                 fd = self.open(index, writable=True)
         if fd >= 0:
-            old = os.fstat(fd).st_size
+            old = _whole_pages(os.fstat(fd).st_size)  # somebody may have changed that
             wanted = kernel.PAGE + size + self.end
             length = old if wanted <= old else _whole_pages(max(wanted, old + old // 4))
             try:

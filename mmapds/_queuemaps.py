@@ -267,6 +267,10 @@ class QueueMaps(QueueCore):
 
     # ---- what is damaged --------------------------------------------------------------------------------------------
 
+    def _can_hold(self, tail: int) -> bool:
+        """Whether there are segments up to about there."""
+        return tail // self._backing.segment_size <= max(self._numbers(), default=0) + 1
+
     def _set_aside(self, position: int, number: int) -> None:
         """A record is not what was written: it, and what cannot be told from it, goes to the quarantine."""
         reader = self._reader(position // self._backing.segment_size)

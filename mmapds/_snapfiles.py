@@ -99,9 +99,10 @@ class MapFiles:
         opened = self._open(ref.number, "layer", ref.identity, writable=False)
         try:
             flags = FLAGS["SHARED"] | (FLAGS["POPULATE"] if self.populate else 0)
-            if opened.size < kernel.PAGE + 80 or opened.size != ref.bytes:
+            if opened.size < kernel.PAGE + 80 or opened.size != ref.bytes or opened.header.options[1] != ref.records:
                 raise CorruptionError(
-                    f"{opened.path} has {opened.size} bytes, {ref.bytes} belong there: restore a copy"
+                    f"{opened.path} has {opened.size} bytes and says {opened.header.options[1]} records; the manifest "
+                    f"names it with {ref.bytes} and {ref.records}: restore a copy"
                 )
             mapping = Mapping(opened.fd, opened.size, FLAGS["READ"], flags, opened.path)
             header = opened.header

@@ -87,6 +87,8 @@ cdef class LeftRight:
         self.failed = &self.sync.header.failed
         self.verify = verify
         self.unregistered = self.polls = unregistered
+        self.current_copy = None                # another file may count its versions otherwise
+        self.copied = 0
         self.is_closed = False
 
     def _open_private(self, bytes value, uint64_t version):

@@ -278,7 +278,8 @@ static inline uint64_t queue_guess(const queue_view *view, uint64_t limit)
     if (load_relaxed_u64(&control->heaps[QUEUE_READY])) {
         uint32_t top = control->entries[0].cells[QUEUE_READY];
         size = top - 1 < view->capacity ? control->entries[top - 1].size : 0;
-    } else if ((segment = queue_find(view, head)) && segment->start + segment->length - head >= MMAPDS_ITEM_HEAD) {
+    } else if ((segment = queue_find(view, head)) && segment->start + segment->length - head >= MMAPDS_ITEM_HEAD
+               && head % 8 == 0) {
         const mmapds_record_item *record = (const mmapds_record_item *)(segment->base + (head - segment->start));
         size = record->extent & ((1ULL << MMAPDS_ITEM_BITS) - 1);
     }

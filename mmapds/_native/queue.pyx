@@ -16,6 +16,9 @@ from mmapds._native.region cimport Mapping
 from mmapds.errors import CorruptionError
 
 
+cdef int64_t FEW = 1LL << 32              # items that are believed without looking at the files
+
+
 @cython.binding(False)
 cdef class QueueCore(QueueTake):
 
@@ -73,7 +76,8 @@ cdef class QueueCore(QueueTake):
         self.opened()
         found = queue_waiting(self.view.control)
         self.mapping.check()
-        if found > <int64_t>((self.view.control.tail - self.view.control.head) // MMAPDS_ITEM_HEAD + self.view.control.capacity):
+        if found > <int64_t>((self.view.control.tail - self.view.control.head) // MMAPDS_ITEM_HEAD + self.view.control.capacity) \
+                or (found > FEW and not self._can_hold(self.view.control.tail)):
             self.settle(QUEUE_DAMAGED)      # nobody should make room for so many
         return max(0, found)
 
