@@ -231,6 +231,10 @@ class Manifest(Synchronizer):
             self._heal()
             return
         _, size, _, _ = self._record(sequence & 1)
+        if self._data.map(sequence & 1, size) is None:
+            raise CorruptionError(
+                f"{self._path}: version {sequence} has {size} bytes, and its file has not: restore a copy"
+            )
         self._durable(self._data.target(sequence & 1, size, False), kernel.PAGE + size)
         if self._names_pending:
             self._sync_names()

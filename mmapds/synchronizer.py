@@ -348,6 +348,7 @@ class Synchronizer(Writer, Handle):
         sequence = super().version
         if sequence:
             _, size, digest, _ = self._record(sequence & 1)
+        if sequence and self._data.map(sequence & 1, size) is not None:  # else what is there was never that long
             active = self._data.target(sequence & 1, size, False)
             with memoryview(active)[kernel.PAGE : kernel.PAGE + size] as data:
                 whole = xxhash.xxh3_64_intdigest(data) == digest
