@@ -16,6 +16,7 @@ are one by one. Needs a C compiler, as the package does, and x86-64, for the tra
 from __future__ import annotations
 
 import ast
+import atexit
 import bisect
 import ctypes
 import functools
@@ -70,7 +71,9 @@ def shim() -> str:
         raise RuntimeError("no C compiler, to build the shim that writes stores down")
     if os.uname().machine != "x86_64":
         raise RuntimeError("stores are written down by the trace flag of x86-64")
-    target = str(Path(tempfile.mkdtemp(prefix="mmapds-shim-")) / "storeshim.so")
+    folder = tempfile.mkdtemp(prefix="mmapds-shim-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = os.path.join(folder, "storeshim.so")
     source = str(Path(__file__).with_name("storeshim.c"))
     subprocess.run([compiler, "-O1", "-w", "-shared", "-fPIC", "-o", target, source, "-ldl"], check=True)
     return target
