@@ -334,8 +334,9 @@ class Counters(_Numbers[_V], Handle):
         file.check_path()
         if wait:
             self._flush()
-            with suppress(PermissionError):  # of a directory that may be written and not be read
-                files.sync_directory(file.path)
+            if self.durability == "process":  # else who opened the file has done it
+                with suppress(PermissionError):  # of a directory that may be written and not be read
+                    files.sync_directory(file.path)
         else:
             kernel.start_writeback(file.descriptor(), 0, file.size)
 

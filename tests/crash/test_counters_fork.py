@@ -157,7 +157,7 @@ def child(n):
     c.add("children")
     c.add(f"child {n}")
     bound.add()
-    c.remove("child 0") if n == 5 else None
+    c.pop("child 0", None) if n == 5 else None
     os._exit(0)
 def run(count):
     global stop

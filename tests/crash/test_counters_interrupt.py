@@ -193,6 +193,7 @@ def run(seconds):
     ],
 )
 def test_r28_handlers_that_raise_at_random_moments(path: str, job: str) -> None:
+    tick, seconds = (0.004, 1.0) if "flush" in job else (0.0004, 0.3)  # a flush waits for the disk
     setup = f"""
 import gc, random, time, warnings
 import counterfiles
@@ -210,7 +211,7 @@ def run(seconds):
     global armed
     finished = interrupted = 0
     end = time.monotonic() + seconds
-    signal.setitimer(signal.ITIMER_REAL, 0.0004, 0.0004)
+    signal.setitimer(signal.ITIMER_REAL, {tick}, {tick})
     while time.monotonic() < end:
         try:
             armed = True
@@ -227,7 +228,7 @@ def run(seconds):
 """
     with Peer("import warnings; warnings.simplefilter('ignore', ResourceWarning)") as peer:
         peer(setup, path=path)
-        finished, interrupted = peer("run(0.3)")
+        finished, interrupted = peer(f"run({seconds})")
         assert finished > 20, (finished, interrupted)
         assert interrupted > 20, (finished, interrupted)
         assert not counterfiles.locked(path, counterfiles.LOCK_NAMES)
