@@ -225,9 +225,8 @@ class Synchronizer(Writer, Handle):
         # `power`: V is synced before the first write returns, so while it is 0 nothing was durable: half a first record
         # is what a power cut in the middle of that write may leave.
         begun = records[0][0][:3] == (0, 0, 0) and records[1][0][0] <= 1 and not super().version
-        if self._file.header.durability == "power" and begun:
-            pass
-        elif any(record[:3] != (0, 0, 0) for record, _ in records):
+        unpublished = begun and self._file.header.durability == "power"
+        if not unpublished and any(record[:3] != (0, 0, 0) for record, _ in records):
             raise CorruptionError(
                 f"{self._path}: this file was last used on another boot, or copied, and no version in it matches its "
                 "checksum. It is left as it is: restore a copy, or remove the three files to begin anew."
@@ -241,11 +240,14 @@ class Synchronizer(Writer, Handle):
         """Readers without a slot, before each look: has somebody recovered the file for real?"""
         if not self._foreign:
             return
+        settled = self._file.settled()
+        if not settled and self._looked_at() == self._copy_of:
+            return
         control = Mapping(self._file.fd, kernel.SYNC_SIZE, _READ, FLAGS["SHARED"], self._path)
-        if self._file.settled():
+        if settled:
             self._foreign = False
             self._open(control, verify=self._verifies, unregistered=True)
-        elif self._looked_at() != self._copy_of:
+        else:
             # Somebody whose boot id is the file's own (in another container) has been here and has gone.
             self._open(self._copied(control), verify=self._verifies, unregistered=True)
             self._recover_after_boot()

@@ -385,9 +385,9 @@ def inhabited(int fd):
     return found != 0 and length != 0
 
 
-def locked(int fd, int64_t start, int64_t length=1, *, bint exclusive=False):
-    """Whether somebody else has a lock (an exclusive one) in [start, start + length), length 0: to infinity. Takes none."""
-    cdef int found = kernel_locked(fd, F_RDLCK if exclusive else F_WRLCK, start, length)
+def locked(int fd, int64_t start, int64_t length=1):
+    """Whether somebody else has a lock in [start, start + length), length 0: to infinity. Takes none."""
+    cdef int found = kernel_locked(fd, F_WRLCK, start, length)
     if found < 0:
         raise_errno(-found, None)
     return found != 0
