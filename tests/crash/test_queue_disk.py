@@ -9,12 +9,12 @@ import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import Empty
 
 import pytest
 import queuefiles
 from peers import Peer
 from powerloss import Call, WatchedPeer
+from queueitems import drain
 
 from mmapds import DurabilityFailed, Queue
 
@@ -43,15 +43,6 @@ def put_until_full(q: Queue, start: int = 0) -> int:
             assert error.errno in FAULTS, error  # noqa: PT017
             return n
     raise AssertionError("this disk is not small")
-
-
-def drain(q: Queue) -> list[bytes]:
-    found = []
-    while True:
-        try:
-            found.append(q.get_nowait())
-        except Empty:
-            return found
 
 
 def test_r10_no_room_to_create(small_disk: Path) -> None:

@@ -10,11 +10,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty
 
 import pytest
 import queuefiles
 from peers import Peer
+from queueitems import drain
 
 from mmapds import Queue
 
@@ -28,15 +28,6 @@ def path(tmp_path: Path) -> str:
 
 def make(path: str, **options: object) -> Queue:
     return Queue(path, codec="raw", segment_size=SEGMENT, **options)  # type: ignore[arg-type]
-
-
-def drain(q: Queue) -> list[bytes]:
-    found = []
-    while True:
-        try:
-            found.append(q.get_nowait())
-        except Empty:
-            return found
 
 
 @pytest.fixture(scope="module")

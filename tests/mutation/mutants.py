@@ -15,6 +15,7 @@ do not know Cython's sources, and change arithmetic, of which most does not matt
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,8 @@ _WEAKER = {"store_seq_cst_u64": "store_relaxed_u64"}
 """Not the loads, and not release: on x86-64 these are the same instructions when they are relaxed, so no run can tell
 the mutant. ThreadSanitizer can (tests/model/tsan/), for what is in its harness."""
 _ORDERED = re.compile(r"\b(" + "|".join(_WEAKER) + r")\(")
+_SYNC = re.compile(r"(?<![.\w])(?:msync|fdatasync|counters_sync|queue_sync_left|synced)\((?:[^()]|\([^()]*\))*\)")
+"""A sync whose outcome is looked at: its mutant reports success, and has done nothing."""
 _STATEMENT = re.compile(
     r"^(\s*)((?:store|fetch|exchange)_\w+\(.*\)|fence_\w+\(\)|kernel_(?:futex_wake|lock|unlock)\w*\(.*\)"
     r"|__atomic_(?:store_n|thread_fence)\(.*\)|msync\(.*\)|kernel_\w*sync\w*\(.*\));(.*)$"
@@ -46,11 +49,11 @@ _FUNCTION = re.compile(r"^(?:static|[a-z]).*?\b(\w+)\(")
 
 _PYX_STATEMENT = re.compile(
     r"^(\s+)((?:store|fetch|exchange)_\w+\(.*\)|fence_\w+\(\)|kernel_(?:futex_wake|lock|unlock)\w*\(.*\)"
-    r"|[\w.]+\.(?:check|check_lost|check_hash|ensure|verify|sync|_sync)\(.*\)|msync\(.*\))(\s*#.*)?$"
+    r"|[\w.]+\.(?:check|check_lost|check_hash|ensure|verify|synced|_?sync_?\w*)\(.*\)|msync\(.*\))(\s*#.*)?$"
 )
 _PYX_IF = re.compile(r"^(\s+)(if|elif) (.*):(\s*#.*)?$")
-_REFUSES = re.compile(r"^\s*(raise\b|raise_\w+\(|return False\b|return SNAP_DAMAGED|return -1\b)")
-_PYX_FUNCTION = re.compile(r"^\s*(?:cdef|cpdef|def)\b.*?\b(\w+)\(")
+_REFUSES = re.compile(r"^\s*(raise\b|raise_\w+\(|return False\b|return SNAP_DAMAGED|return -1\b|continue\b)")
+_PYX_FUNCTION = re.compile(r"^\s*(?:cdef|cpdef|def)\b[^=]*?\b(\w+)\(")
 _MARK = "MUTANT"
 
 
@@ -109,9 +112,12 @@ def _header(name: str, text: str, first: int) -> tuple[str, list[Mutant]]:
                 code = (
                     f"{made[1]}{_MARK}({number}) ? (void)0 : (void)({made[2]});{made[3]}"  # no `if`: an else may follow
                 )
-            elif (asked := _IF.match(line)) and _balanced(asked[3]) and _next_leaves(lines, at):
+            elif (asked := _IF.match(line)) and _balanced(asked[3]) and _block_has(lines, at, _LEAVES):
                 number = new(at, "check", f"if ({asked[3]})")
                 code = f"{asked[1]}{asked[2]} (!{_MARK}({number}) && ({asked[3]})){asked[4] or ''}{asked[5] or ''}"
+            for synced in () if _STATEMENT.match(line) else _SYNC.finditer(line):
+                number = new(at, "sync", line.strip())
+                code = code.replace(synced[0], f"({_MARK}({number}) ? 0 : {synced[0]})")
             for order in _ORDERED.finditer(line):
                 number = new(at, "order", line.strip())
                 weak = f"({_MARK}({number}) ? {_WEAKER[order[1]]} : {order[1]})("
@@ -128,8 +134,18 @@ def _replace(code: str, what: str, by: str, skip: int) -> str:
     return code
 
 
-def _next_leaves(lines: list[str], at: int) -> bool:
-    return at + 1 < len(lines) and bool(_LEAVES.match(lines[at + 1]))
+def _block_has(lines: list[str], at: int, what: re.Pattern[str]) -> bool:
+    """Whether a line of the block under the condition, not one of a block within that, is such a one."""
+    depth = len(lines[at]) - len(lines[at].lstrip())
+    inner = 0
+    for line in lines[at + 1 :]:
+        indent = len(line) - len(line.lstrip())
+        if line.strip() and indent <= depth:
+            return False
+        inner = inner or indent
+        if indent == inner and what.match(line):
+            return True
+    return False
 
 
 def _module(name: str, text: str, first: int) -> tuple[str, list[Mutant]]:
@@ -155,15 +171,15 @@ def _module(name: str, text: str, first: int) -> tuple[str, list[Mutant]]:
         if function and (made := _PYX_STATEMENT.match(line)) and _balanced(made[2]):
             number = new(at, _kind(made[2]), made[2])
             code = f"{made[1]}if not {_MARK}({number}): {made[2]}"
-        elif function and (asked := _PYX_IF.match(line)) and _balanced(asked[3]) and _refuses(lines, at):
+        elif function and (asked := _PYX_IF.match(line)) and _balanced(asked[3]) and _block_has(lines, at, _REFUSES):
             number = new(at, "check", f"{asked[2]} {asked[3]}")
             code = f"{asked[1]}{asked[2]} not {_MARK}({number}) and ({asked[3]}):"
+        elif function and not _PYX_FUNCTION.match(line):
+            for synced in _SYNC.finditer(line):
+                number = new(at, "sync", line.strip())
+                code = code.replace(synced[0], f"(0 if {_MARK}({number}) else {synced[0]})")
         out.append(code)
     return "\n".join(out), found
-
-
-def _refuses(lines: list[str], at: int) -> bool:
-    return at + 1 < len(lines) and bool(_REFUSES.match(lines[at + 1]))
 
 
 def find(native: Path) -> Iterator[tuple[str, str, list[Mutant]]]:
@@ -172,20 +188,39 @@ def find(native: Path) -> Iterator[tuple[str, str, list[Mutant]]]:
     for name in (*HEADERS, *MODULES):
         text, mutants = transform(name, (native / name).read_text("utf-8"), first)
         first += len(mutants)
+        seen = Counter[str]()
+        for at, mutant in enumerate(mutants):
+            seen[mutant.name] += 1
+            if (nth := seen[mutant.name]) > 1:
+                mutants[at] = mutant._replace(text=f"{mutant.text} ({nth})")
         yield name, text, mutants
 
 
 SWITCH = """
+#include <fcntl.h>
 #include <stdlib.h>
-static int mutant_on = -1;
-static inline int mutant_number(void)
+#include <sys/mman.h>
+#include <unistd.h>
+static int mutant_on;
+static char *mutant_reached; /* a byte for each */
+static __attribute__((constructor)) void mutant_begin(void)
 {
-    if (__builtin_expect(mutant_on < 0, 0)) {
-        const char *number = getenv("MMAPDS_MUTANT");
-        mutant_on = number ? atoi(number) : 0;
+    const char *number = getenv("MMAPDS_MUTANT"), *reached = getenv("MMAPDS_MUTANTS_REACHED");
+    int fd = reached ? open(reached, O_RDWR | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        void *bytes = mmap(0, 1 << 14, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        mutant_reached = bytes == MAP_FAILED ? 0 : (char *)bytes;
+        close(fd);
     }
-    return mutant_on;
+    mutant_on = number ? atoi(number) : 0;
 }
-#define MUTANT(number) (mutant_number() == (number))
+static inline int mutant_is(int number)
+{
+    if (__builtin_expect(mutant_reached != 0, 0))
+        __atomic_store_n(&mutant_reached[number], 1, __ATOMIC_RELAXED);
+    return mutant_on == number;
+}
+#define MUTANT(number) mutant_is(number)
 """
-"""Goes into platform.h, which every other header includes first."""
+"""Goes into platform.h, which every other header includes first. With the name of a file of 16 KiB in
+``MMAPDS_MUTANTS_REACHED``, each mutant's byte there is set when the run comes by its place."""

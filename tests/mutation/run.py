@@ -1,22 +1,22 @@
 """Whether the tests have teeth: runs them against each mutant of the native code, and says which ones nobody noticed.
 
-    python tests/mutation/run.py [--files NAME ...] [--kinds KIND ...] [--sample N] [--quick] [--results FILE]
+    python tests/mutation/run.py [--files NAME ...] [--kinds KIND ...] [--sample N] [--jobs N] [--results FILE]
 
-A copy of the repository is made (in ``--dir``), all mutants are built into it at once (mutants.py), and for each the
-tests of what the file is for are run, until one fails. A mutant is *killed* by a failure, a crash or a hang. One that
-lives is either *argued*, in argued.txt, with the reason why no test can notice it, or it *survives*: then a test is
-missing.
+A copy of the repository is made (in ``--dir``), with all mutants built into it at once (mutants.py). The whole suite
+runs there once without a mutant, and notes which tests come by which mutants' places (reached.py). Then each mutant
+meets the tests that come by its place, the quick ones first, until one fails. It is *killed* by a test that fails
+twice, by a crash or by a hang. One that lives through all of them is either *argued*, in argued.txt, with the reason
+why no test can notice it, or it *survives*: then a test is missing.
 
-``--quick`` runs the first quarter of the tests only: what it kills is killed, what lives is not looked at further.
-
-Results are appended to FILE, one JSON object a line; what is there already is not run again, so a run can be broken off
-and goes on. ``--report`` only counts. Takes hours; the machine can be used meanwhile, if a hang is told by a long time.
+Results are appended to FILE, one JSON object a line. What was killed is not run again, so a run can be broken off and
+goes on; what lived is run again by ``--again``, with the tests as they are then. ``--report`` only counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -25,103 +25,44 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mutants import SWITCH, Mutant, find
 
 ROOT = Path(__file__).parents[2]
 ARGUED = Path(__file__).with_name("argued.txt")
-HANG = 240  # seconds without an end: all these tests together take a third of it
+HANG = 15  # seconds without an end, over three times what the tests need without a mutant
+STAGES = (5.0, 30.0, 120.0, math.inf)
+"""Seconds of tests. All mutants meet the quick tests first; only what lives through these meets the longer ones."""
 
-_SYNC = (
-    "unit/test_synchronizer.py", "unit/test_synchronizer_views.py", "unit/test_synchronizer_slots.py",
-    "unit/test_synchronizer_writer.py", "unit/test_synchronizer_wait.py", "crash/test_synchronizer_bytes.py",
-    "crash/test_synchronizer_hostile.py", "crash/test_synchronizer_lines.py", "crash/test_synchronizer_truncate.py",
-    "crash/test_synchronizer_boot.py", "crash/test_synchronizer_disk.py", "crash/test_synchronizer_fork.py",
-    "crash/test_synchronizer_interrupt.py", "crash/test_synchronizer_kill.py", "crash/test_synchronizer_power.py",
-    "unit/test_synchronizer_threads.py", "unit/test_synchronizer_options.py", "model/test_synchronizer_model.py",
-    "interop/test_mmap_sync.py", "crash/test_synchronizer_many.py",
-)  # fmt: skip
-_COUNTERS = (
-    "unit/test_counters.py", "unit/test_counter.py", "unit/test_counters_names.py", "unit/test_counters_states.py",
-    "unit/test_counters_modes.py", "unit/test_counters_mapping.py", "unit/test_counters_view.py",
-    "unit/test_counters_emmap.py", "unit/test_counters_options.py", "crash/test_counters_bytes.py",
-    "crash/test_counters_hostile.py", "crash/test_counters_lines.py", "crash/test_counters_limits.py",
-    "crash/test_counters_boot.py", "crash/test_counters_truncate.py", "crash/test_counters_durability.py",
-    "crash/test_counters_disk.py", "crash/test_counters_fork.py", "crash/test_counters_interrupt.py",
-    "crash/test_counters_steps.py", "crash/test_counters_between.py", "crash/test_counters_kill.py",
-    "crash/test_counters_power.py", "model/test_counters_model.py", "crash/test_counters_many.py",
-)  # fmt: skip
-_QUEUE = (
-    "unit/test_queue.py", "unit/test_queue_claims.py", "unit/test_queue_delays.py", "unit/test_queue_space.py",
-    "unit/test_queue_looking.py", "unit/test_queue_waiting.py", "unit/test_queue_dead.py", "unit/test_queue_end.py",
-    "unit/test_queue_modes.py", "unit/test_queue_stdlib.py", "unit/test_queue_options.py", "crash/test_queue_bytes.py",
-    "crash/test_queue_boot.py", "crash/test_queue_stale.py", "crash/test_queue_kinds.py", "crash/test_queue_disk.py",
-    "crash/test_queue_truncate.py", "crash/test_queue_fork.py", "crash/test_queue_interrupt.py",
-    "crash/test_queue_steps.py", "crash/test_queue_kill.py", "crash/test_queue_power.py", "model/test_queue_model.py",
-    "crash/test_queue_many.py", "stress/test_queue.py",
-)  # fmt: skip
-_MAP = (
-    "unit/test_snapshot.py", "unit/test_snapshot_order.py", "unit/test_snapshot_layers.py", "unit/test_snapshot_ttl.py",
-    "unit/test_snaplayer.py", "unit/test_snapshot_build.py", "unit/test_snapshot_private.py",
-    "unit/test_snapshot_transactions.py", "unit/test_snapshot_versions.py", "unit/test_snapshot_codecs.py",
-    "crash/test_snapshot_bytes.py", "crash/test_snapshot_handles.py", "crash/test_snapshot_disk.py",
-    "crash/test_snapshot_kill.py", "crash/test_snapshot_power.py", "model/test_snapshot_model.py",
-    "stress/test_snapshot.py",
-)  # fmt: skip
-_REGION = (
-    "unit/test_region.py", "unit/test_region_options.py", "unit/test_region_memory.py", "unit/test_region_resize.py",
-    "unit/test_atomics.py", "unit/test_lockword.py", "crash/test_mapping_faults.py", "crash/test_ownership.py",
-    "crash/test_forks.py", "crash/test_interruptions.py", "crash/test_sigbus.py", "model/test_region_model.py",
-)  # fmt: skip
-TESTS = {
-    "lockword": (*_REGION, *_QUEUE[:4]),
-    "leftright": _SYNC,
-    "writer": _SYNC,
-    "results": _SYNC,
-    "mmapsync": _SYNC[:1] + _SYNC[6:8] + ("interop/test_mmap_sync.py", *_SYNC[1:6], *_SYNC[8:]),
-    "counters": _COUNTERS,
-    "counter": _COUNTERS,
-    "cells": _COUNTERS,
-    "extents": _COUNTERS,
-    "queueindex": _QUEUE,
-    "queueput": _QUEUE,
-    "queuetake": _QUEUE,
-    "queuescan": _QUEUE,
-    "queueview": _QUEUE,
-    "queue": _QUEUE,
-    "claim": _QUEUE,
-    "snapshot": _MAP,
-    "snapcursor": _MAP,
-    "snaplayer": _MAP,
-    "snapbuild": _MAP,
-    "snapmap": _MAP,
-    "process": (*_REGION, *_SYNC[:4], *_QUEUE[:4]),
-    "region": (*_REGION, "unit/test_files.py"),
-    "atomic": _REGION,
-}
-"""By the file's name: what is run, in this order; the quick ones first."""
-for _name in ("lockword", "leftright", "queueput", "queueindex", "queue", "snapshot"):  # what its harness includes
-    TESTS[_name] = (TESTS[_name][0], "model/test_tsan.py", *TESTS[_name][1:])
+
+class Test(NamedTuple):
+    seconds: float
+    name: str
 
 
 def build(where: Path) -> list[Mutant]:
-    """A copy of the repository with all mutants in it."""
+    """A copy of the repository with all mutants in it, and with the tests as they are now."""
+    mutated = list(find(ROOT / "mmapds" / "_native"))
     native = where / "mmapds" / "_native"
+    ignored = shutil.ignore_patterns(
+        "*.so", "*.c", "__pycache__", ".git", ".venv*", "build", "*.egg-info", ".hypothesis"
+    )
+    if native.exists() and any((native / name).read_text("utf-8") != text for name, text, _ in mutated):
+        shutil.rmtree(where)  # the numbers are others now, in what was traced too
     if not native.exists():
-        ignored = shutil.ignore_patterns(
-            "*.so", "*.c", "__pycache__", ".git", ".venv*", "build", "*.egg-info", ".hypothesis"
-        )
         shutil.copytree(ROOT, where, ignore=ignored, dirs_exist_ok=True)
-        for name, text, _ in find(ROOT / "mmapds" / "_native"):
+        for name, text, _ in mutated:
             (native / name).write_text(text, "utf-8")
         platform = native / "platform.h"
         text = platform.read_text("utf-8")
         end = text.rindex("#endif")
         platform.write_text(text[:end] + SWITCH + text[end:], "utf-8")
-        every = [mutant for _, _, mutants in find(ROOT / "mmapds" / "_native") for mutant in mutants]
-        (where / "mutants.json").write_text(json.dumps(every), "utf-8")
+    shutil.copytree(ROOT / "tests", where / "tests", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-W", "ignore", "-c", "from setuptools import setup; setup()", "build_ext", "--inplace"]
     made = subprocess.run(
         [*command, f"-j{os.cpu_count()}"], check=False, cwd=where, capture_output=True, text=True,
@@ -129,37 +70,79 @@ def build(where: Path) -> list[Mutant]:
     )  # fmt: skip
     if made.returncode:
         sys.exit(made.stdout[-3000:] + made.stderr[-3000:])
-    return [Mutant(*fields) for fields in json.loads((where / "mutants.json").read_text("utf-8"))]
+    return [mutant for _, _, mutants in mutated for mutant in mutants]
 
 
-def run(where: Path, number: int, tests: tuple[str, ...]) -> tuple[str, str]:
-    """("killed", by what) or ("lives", "")."""
-    present = [f"tests/{test}" for test in tests if (where / "tests" / test).exists()]
+def trace(where: Path, log: Path) -> dict[int, list[Test]]:
+    """Mutant's number -> the tests that come by it, the quick ones first.
+
+    Runs the test files that have changed since they ran for this; at first that is the whole suite.
+    """
+    stamps = {str(file.relative_to(where)): file.stat().st_mtime for file in sorted(where.glob("tests/*/test_*.py"))}
+    lines = list(map(json.loads, log.read_text("utf-8").splitlines())) if log.exists() else []
+    lines = [found for found in lines if stamps.get(found["file"]) == found["stamp"]]
+    if changed := stamps.keys() - {found["file"] for found in lines}:
+        partial = log.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", "-q", f"-n{os.cpu_count()}", "-p", "reached", "--tb=line"]
+        traced = environment(where, 0) | {"MMAPDS_REACHED": str(partial)}
+        subprocess.run([*command, *sorted(changed)], check=False, cwd=where, env=traced)
+        for found in map(json.loads, partial.read_text("utf-8").splitlines()):
+            file = found["test"].partition("::")[0]
+            lines.append(found | {"file": file, "stamp": stamps[file]})
+        log.write_text("".join(json.dumps(found) + "\n" for found in lines), "utf-8")
+    tests: dict[int, list[Test]] = {}
+    for found in lines:
+        if found["passed"]:  # what fails or is skipped without a mutant says nothing about one
+            for number in found["reached"]:
+                tests.setdefault(number, []).append(Test(found["seconds"], found["test"]))
+    return {number: sorted(which) for number, which in tests.items()}
+
+
+def environment(where: Path, number: int) -> dict[str, str]:
+    return {
+        **os.environ, "PYTHONPATH": f"{where}:{Path(__file__).parent}", "MMAPDS_MUTANT": str(number),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+
+
+def run(where: Path, number: int, tests: list[Test]) -> str:
+    """What killed the mutant: a test, "a hang", "status N"; "" if it lives."""
     command = [
         sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", "--no-header", "-rfE",
-        "--tb=no", *present,
+        "--tb=no", *(test.name for test in tests),
     ]  # fmt: skip
-    environment = {
-        **os.environ, "PYTHONPATH": str(where), "MMAPDS_MUTANT": str(number), "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
     process = subprocess.Popen(
-        command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
+        command, cwd=where, env=environment(where, number), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        said, _ = process.communicate(timeout=HANG)
+        said, _ = process.communicate(timeout=HANG + 3 * sum(test.seconds for test in tests))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return "killed", "a hang"
+        return "a hang"
     if process.returncode == 0:
-        return "lives", ""
-    if process.returncode == 1:
-        failed = [line for line in said.split("\n") if line.startswith(("FAILED", "ERROR"))]
-        return "killed", failed[0].split(" - ")[0] if failed else "a failure"
+        return ""
+    failed = [line.partition(" ")[2] for line in said.split("\n") if line.startswith(("FAILED ", "ERROR "))]
+    if process.returncode == 1 and failed:
+        return next((test.name for test in tests if failed[0].startswith(test.name)), failed[0])
     if process.returncode in (2, 4) and "import" not in said and "rror" not in said:
-        sys.exit(said[-2000:])
-    return "killed", f"status {process.returncode}"
+        raise RuntimeError(said[-2000:])
+    return f"status {process.returncode}"
+
+
+def killer(where: Path, number: int, tests: list[Test]) -> str:
+    """As `run`, but it must happen twice: a test that failed once, on a busy machine, has killed nothing."""
+    left = tests
+    while left:
+        by = run(where, number, left)
+        at = next((at for at, test in enumerate(left) if test.name == by), None)
+        again = left if at is None else [left[at]]
+        if not by or run(where, number, again):
+            return by
+        left = [] if at is None else left[at + 1 :]
+    return ""
 
 
 def argued() -> dict[str, str]:
@@ -206,10 +189,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--files", nargs="*", help="only mutants of these files")
     parser.add_argument("--kinds", nargs="*", help="only these: order, store, fence, lock, sync, check")
-    parser.add_argument("--quick", action="store_true", help="a quarter of the tests")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="so many at a time", metavar="N")
     parser.add_argument("--sample", type=int, help="so many of them, chosen by chance", metavar="N")
     parser.add_argument("--results", type=Path, default=Path("mutants.jsonl"), metavar="FILE")
     parser.add_argument("--dir", type=Path, default=Path("/tmp/mmapds-mutants"), help="where the copy is made")
+    parser.add_argument("--again", action="store_true", help="also what lived before")
     parser.add_argument("--report", action="store_true", help="run nothing; count what FILE has")
     options = parser.parse_args()
     results: dict[str, dict[str, object]] = {}
@@ -225,28 +209,41 @@ def main() -> int:
         for mutant in every
         if (not options.files or mutant.file in options.files)
         and (not options.kinds or mutant.kind in options.kinds)
-        and mutant.name not in results
+        and results.get(mutant.name, {}).get("state") not in (("killed",) if options.again else ("killed", "lives"))
     ]
     if options.sample:
         chosen = random.Random(0).sample(chosen, min(options.sample, len(chosen)))
-    sound: set[tuple[str, ...]] = set()
-    for done, mutant in enumerate(chosen):
-        tests = TESTS[mutant.file.partition(".")[0]]
-        if options.quick:
-            tests = tests[: -(-len(tests) // 4)]
-        if tests not in sound:  # none of them fails without a mutant
-            state, by = run(options.dir, 0, tests)
-            if state != "lives":
-                sys.exit(f"the tests of {mutant.file} fail without a mutant: {by}")
-            sound.add(tests)
-        start = time.monotonic()
-        state, by = run(options.dir, mutant.number, tests)
-        seconds = round(time.monotonic() - start, 1)
-        found = {"name": mutant.name, "state": state, "by": by, "seconds": seconds}
-        results[mutant.name] = found
-        with options.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(found) + "\n")
-        print(f"{done + 1}/{len(chosen)} {state:7} {seconds:6.1f} s  {mutant.name}  {by}", flush=True)
+    reaching = trace(options.dir, options.dir / "reached.jsonl")
+    alive = chosen
+    for least, most in pairwise((0.0, *STAGES)):
+        print(f"{len(alive)} mutants, by tests that take {least:g} to {most:g} s together", flush=True)
+        lived = []
+
+        def stage(mutant: Mutant, least: float = least, most: float = most) -> tuple[Mutant, int, str, float]:
+            tests, total = [], 0.0
+            for test in reaching.get(mutant.number, []):
+                total += test.seconds
+                if least < total <= most:
+                    tests.append(test)
+            start = time.monotonic()
+            by = killer(options.dir, mutant.number, tests) if tests else ""
+            return mutant, len(tests), by, round(time.monotonic() - start, 1)
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for done, (mutant, ran, by, seconds) in enumerate(pool.map(stage, alive)):
+                if not by and most < STAGES[-1]:
+                    lived.append(mutant)
+                    continue
+                reached = len(reaching.get(mutant.number, []))
+                found = {"name": mutant.name, "state": "killed" if by else "lives", "by": by, "reached": reached}
+                results[mutant.name] = found
+                with options.results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(found) + "\n")
+                print(
+                    f"{done + 1}/{len(alive)} {found['state']} {seconds:.1f} s, {ran} of {reached} tests: "
+                    f"{mutant.name}: {by}", flush=True,
+                )  # fmt: skip
+        alive = lived
     return 1 if report(every, results) else 0
 
 

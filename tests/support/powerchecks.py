@@ -15,7 +15,6 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from queue import Empty
 from typing import Any
 
 import powerlives
@@ -34,6 +33,7 @@ from powerlog import (
     read,
     site_name,
 )
+from queueitems import drain
 from victims import number, pattern
 
 from mmapds import (
@@ -116,15 +116,6 @@ def check_counters(folder: str, expected: Expected, write: bool) -> Any:
     if between is not None:
         assert values in between, f"{values} is a mixture"
     return len(values), sum(values.values())
-
-
-def drain(q: Queue) -> list[bytes]:
-    found = []
-    while True:
-        try:
-            found.append(q.get_nowait())
-        except Empty:
-            return found
 
 
 def check_queue(folder: str, expected: Expected, write: bool) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from queue import Empty
+from typing import Any
 
 import queuefiles as raw
 
@@ -30,6 +32,16 @@ def fill(q: Queue) -> list[Claim]:
     for _ in range(20):
         q.get()
     return claims[22:]
+
+
+def drain(q: Queue) -> list[Any]:
+    """All that can be got now."""
+    found = []
+    while True:
+        try:
+            found.append(q.get_nowait())
+        except Empty:
+            return found
 
 
 class Shared:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from peers import Peer
 
 from mmapds import Region, UnsupportedFilesystem
 
@@ -78,6 +79,32 @@ def test_lock_memory(path: Path) -> None:
         region.resize(20 * PAGE)
         assert locked() == before + 20 * PAGE
     assert locked() == before
+
+
+def test_growth_that_may_not_be_locked(path: Path) -> None:
+    """It raises, and all is as before: not larger, and locked."""
+    with Peer(
+        """
+import os, resource
+page = 4096
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (25 * page, 25 * page))
+with mmapds.Region.anonymous(100 * page) as room:
+    address = room._mapping.address  # where there will be room to grow in place
+region = mmapds.Region.open(path, 10 * page, address=address, lock_memory=True)
+if os.geteuid() == 0:
+    os.seteuid(65534)  # root may lock what it likes
+region[0] = 1
+try:
+    region.resize(30 * page)
+except OSError as error:
+    why = error.errno
+locked = open("/proc/self/status").read().split("VmLck:")[1].split()[0]
+""",
+        path=str(path),
+    ) as peer:
+        assert peer("why, locked, len(region), region[0]") == (errno.ENOMEM, "40", 10 * PAGE, 1)
+        peer("region.resize(15 * page)")
+        assert peer("len(region), region[14 * page], region._mapping.address == address") == (15 * PAGE, 0, True)
 
 
 def test_address(path: Path) -> None:

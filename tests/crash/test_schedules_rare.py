@@ -1,0 +1,143 @@
+"""What a process comes by only if another acts between two of its instructions (rows 5, 9 and 12): forced, as in
+test_schedules.py, onto code that no other test can be sure to reach.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import failpoints
+import pytest
+from peers import Peer, PeerError
+from stages import Stage
+from victims import pattern
+
+from mmapds import Counters, Queue, Synchronizer
+
+WHY = failpoints.missing()
+pytestmark = pytest.mark.skipif(WHY is not None, reason=str(WHY))
+
+
+def test_r05_a_reader_of_the_crates_files_that_is_overtaken_twice_pins_both(stage: Stage, path: str) -> None:
+    with Synchronizer(path, codec="raw", protocol="mmap-sync") as s:
+        s.write_bytes(pattern(1))
+    reader, writer = stage["a"], stage["b"]
+    reader("s = mmapds.Synchronizer(path, protocol='mmap-sync', codec='raw'); s.load() and None", path=path)
+    writer("w = mmapds.Synchronizer(path, protocol='mmap-sync', codec='raw')", path=path)
+    write = "w.write_bytes(pattern({}), grace=0.0).reset"
+    writer(write.format(2))
+    look = "mmapsync_pin load_seq_cst_u64 version"
+    reader.hold("r = s.read(); found = number(r.data); r.release(); found", look)
+    writer(write.format(3))
+    reader.go(look)
+    writer(write.format(4))
+    reader.go(look)
+    assert writer(write.format(5)) is True, "one of its two pins was not seen"
+    assert writer(write.format(6)) is True, "one of its two pins was not seen"
+    reader.go()
+    assert reader.receive() == 6
+
+
+def cut(path: str | Path) -> None:
+    """A file is truncated under those who use it."""
+    with open(path, "r+b") as file:
+        file.truncate(0)
+
+
+def lost(stage: Stage) -> str:
+    """What the held peer is told when it goes on. It has nothing left that could be closed in peace."""
+    stage["held"].go()
+    with pytest.raises(PeerError) as caught:
+        stage["held"].receive()
+    for name in ("held", "holder"):
+        stage.drop(name)
+    return str(caught.value)
+
+
+def test_r09_a_lock_whose_page_goes_when_its_waiter_falls_asleep(stage: Stage, path: str) -> None:
+    """The kernel cannot look at the word, and says EFAULT: that is a lost mapping."""
+    stage["holder"]("r = mmapds.Region.open(path, 8192); lock = r.lock(4096); lock.acquire()", path=path)
+    stage["held"]("r = mmapds.Region.open(path); lock = r.lock(4096)", path=path)
+    stage["held"].hold("lock.acquire(5)", "call futex_wait")
+    cut(path)
+    assert "MappingLost" in lost(stage)
+
+
+def test_r09_a_queue_whose_page_goes_when_a_consumer_falls_asleep(stage: Stage, path: str) -> None:
+    with Queue(path):
+        pass
+    peer = stage["held"]
+    peer("q = mmapds.Queue(path)", path=path)
+    peer.hold("q.get(timeout=5)", "call futex_wait")
+    cut(path + "/meta")
+    assert "MappingLost" in lost(stage)
+
+
+@pytest.mark.parametrize("what", ["c.counter('name').add()", "c.add('name')", "c.add(0)"])
+def test_r09_cells_that_go_after_the_look_and_before_the_addition(stage: Stage, path: str, what: str) -> None:
+    """What it would return is a sum of zeros."""
+    with Counters(path, 4) as c:
+        c["name"] = 5
+    peer = stage["held"]
+    peer("c = mmapds.Counters(path)", path=path)
+    peer.hold(what, "fetch_add_seq_cst_u64")
+    cut(path)
+    assert "MappingLost" in lost(stage)
+
+
+def test_r12_what_a_put_of_many_has_put_is_durable_when_it_says_that_the_queue_is_full(stage: Stage, path: str) -> None:
+    with Queue(path, maxsize=2, durability="power"):
+        pass
+    peer = stage["a"]
+    peer("q = mmapds.Queue(path); q.put('first'); q.get()", path=path)
+    assert "msync" in peer.hold("q.put_many(['a', 'b', 'c'], block=False)", "call msync")
+    peer.go()
+    with pytest.raises(PeerError, match=r"queue\.Full: 2|Full: 2"):
+        peer.receive()
+
+
+def test_r06_r12_a_name_that_was_made_before_an_error_is_synced_before_a_version_is_published(
+    stage: Stage, path: str
+) -> None:
+    """The file is there, and the write that made it failed before its name was synced: the next write syncs it."""
+    with Synchronizer(path, codec="raw", durability="power") as s:
+        s.write_bytes(pattern(1))
+    peer = stage["a"]
+    peer("w = mmapds.Synchronizer(path); w._become_writer()", path=path)
+    write = "w.write_bytes(pattern(w.version + 1)); w.version"
+    peer.hold(write, "call open_read")  # between link and fsync of the directory
+    peer.fail(errno.EMFILE)
+    with pytest.raises(PeerError, match="Too many open files"):
+        peer.receive()
+    assert peer.hold(write, "call fsync").endswith(Path(path).parent.name)
+    with Synchronizer(path) as s:
+        assert s.version == 1
+    peer.go()
+    assert peer.receive() == 2
+
+
+def test_a_private_copy_whose_addresses_are_used_up(tmp_path: Path) -> None:
+    """It cannot move as a shared one does: what was counted in it would stay behind."""
+    path = str(tmp_path / "it")
+    with Counters(path, 4) as c:
+        c["name"] = 1
+    with Peer(
+        """
+import resource
+space = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (space + (48 << 20), resource.RLIM_INFINITY))
+c = mmapds.Counters(path, mode="private")
+made = 1
+try:
+    for n in range(200_000):
+        c[f"name {n}"] = n
+        made += 1
+except OSError as error:
+    why = str(error)
+""",
+        path=path,
+    ) as peer:
+        why, made = peer("why, made")
+        assert "private copy has no addresses left" in why
+        assert peer("len(c.snapshot()), c['name'], c.add('name 5')") == (made, 1, 6)
