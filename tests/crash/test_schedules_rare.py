@@ -5,6 +5,7 @@ test_schedules.py, onto code that no other test can be sure to reach.
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import failpoints
@@ -13,7 +14,7 @@ from peers import Peer, PeerError
 from stages import Stage
 from victims import pattern
 
-from mmapds import Counters, Queue, Synchronizer
+from mmapds import Counters, Queue, SnapshotMap, Synchronizer
 
 WHY = failpoints.missing()
 pytestmark = pytest.mark.skipif(WHY is not None, reason=str(WHY))
@@ -141,3 +142,21 @@ except OSError as error:
         why, made = peer("why, made")
         assert "private copy has no addresses left" in why
         assert peer("len(c.snapshot()), c['name'], c.add('name 5')") == (made, 1, 6)
+
+
+def test_r09_a_layer_that_is_cut_while_it_is_built(stage: Stage, path: str) -> None:
+    """It has no name yet: only a disk that fails does this. Its records are read back for the index."""
+    peer = stage["held"]
+    peer.hold("mmapds.SnapshotMap.build(path, {str(n): n for n in range(100)})", "call mmap unnamed", path=path)
+    cut_files = 0
+    for link in Path(f"/proc/{peer.pid}/fd").iterdir():
+        if str(link.readlink()).startswith(path + "/#"):
+            os.truncate(link, 0)
+            cut_files += 1
+    assert cut_files == 1
+    assert "MappingLost" in lost(stage)
+    with pytest.raises(FileNotFoundError):
+        SnapshotMap(path, mode="readonly")
+    SnapshotMap.build(path, {"a": 1})
+    with SnapshotMap(path) as m:
+        assert dict(m) == {"a": 1}

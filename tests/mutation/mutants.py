@@ -109,29 +109,19 @@ def _header(name: str, text: str, first: int) -> tuple[str, list[Mutant]]:
         if line.startswith(" ") and function:
             if (made := _STATEMENT.match(line)) and _balanced(made[2]):
                 number = new(at, _kind(made[2]), made[2])
-                code = (
-                    f"{made[1]}{_MARK}({number}) ? (void)0 : (void)({made[2]});{made[3]}"  # no `if`: an else may follow
-                )
+                done = f"(void)({made[2]})"
+                if order := _ORDERED.match(made[2]):
+                    weaker = _WEAKER[order[1]] + made[2][order.end() - 1 :]
+                    done = f"{_MARK}({new(at, 'order', made[2])}) ? (void)({weaker}) : {done}"
+                code = f"{made[1]}{_MARK}({number}) ? (void)0 : {done};{made[3]}"  # no `if`: an else may follow
             elif (asked := _IF.match(line)) and _balanced(asked[3]) and _block_has(lines, at, _LEAVES):
                 number = new(at, "check", f"if ({asked[3]})")
                 code = f"{asked[1]}{asked[2]} (!{_MARK}({number}) && ({asked[3]})){asked[4] or ''}{asked[5] or ''}"
             for synced in () if _STATEMENT.match(line) else _SYNC.finditer(line):
                 number = new(at, "sync", line.strip())
                 code = code.replace(synced[0], f"({_MARK}({number}) ? 0 : {synced[0]})")
-            for order in _ORDERED.finditer(line):
-                number = new(at, "order", line.strip())
-                weak = f"({_MARK}({number}) ? {_WEAKER[order[1]]} : {order[1]})("
-                code = _replace(code, order[0], weak, line[: order.start()].count(order[0]))
         out.append(code)
     return "\n".join(out), found
-
-
-def _replace(code: str, what: str, by: str, skip: int) -> str:
-    """Replaces the (skip + 1)-th bare `what` of the code."""
-    for number, match in enumerate(re.finditer(r"(?<![\w: ] )\b" + re.escape(what), code)):
-        if number == skip or what not in code[match.end() :]:
-            return code[: match.start()] + by + code[match.end() :]
-    return code
 
 
 def _block_has(lines: list[str], at: int, what: re.Pattern[str]) -> bool:

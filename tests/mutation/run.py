@@ -4,7 +4,8 @@
 
 A copy of the repository is made (in ``--dir``), with all mutants built into it at once (mutants.py). The whole suite
 runs there once without a mutant, and notes which tests come by which mutants' places (reached.py). Then each mutant
-meets the tests that come by its place, the quick ones first, until one fails. It is *killed* by a test that fails
+meets the tests that come by its place until one fails: those that have killed a mutant of this file first, then those
+that are quick and come by few places. It is *killed* by a test that fails
 twice, by a crash or by a hang. One that lives through all of them is either *argued*, in argued.txt, with the reason
 why no test can notice it, or it *survives*: then a test is missing.
 
@@ -26,7 +27,6 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,12 +35,13 @@ from mutants import SWITCH, Mutant, find
 
 ROOT = Path(__file__).parents[2]
 ARGUED = Path(__file__).with_name("argued.txt")
-HANG = 15  # seconds without an end, over three times what the tests need without a mutant
-STAGES = (5.0, 30.0, 120.0, math.inf)
-"""Seconds of tests. All mutants meet the quick tests first; only what lives through these meets the longer ones."""
+HANG = 10  # seconds without an end, over three times what the tests need without a mutant
+STAGES = (4.0, 30.0, 120.0, math.inf)
+"""Seconds of tests. All mutants meet some tests first; only what lives through these meets the others."""
 
 
 class Test(NamedTuple):
+    cost: float  # its seconds, times how many mutants it comes by: who comes by few looks closely
     seconds: float
     name: str
 
@@ -74,7 +75,7 @@ def build(where: Path) -> list[Mutant]:
 
 
 def trace(where: Path, log: Path) -> dict[int, list[Test]]:
-    """Mutant's number -> the tests that come by it, the quick ones first.
+    """Mutant's number -> the tests that come by it, the cheap ones first.
 
     Runs the test files that have changed since they ran for this; at first that is the whole suite.
     """
@@ -95,7 +96,8 @@ def trace(where: Path, log: Path) -> dict[int, list[Test]]:
     for found in lines:
         if found["passed"]:  # what fails or is skipped without a mutant says nothing about one
             for number in found["reached"]:
-                tests.setdefault(number, []).append(Test(found["seconds"], found["test"]))
+                cost = found["seconds"] * len(found["reached"])
+                tests.setdefault(number, []).append(Test(cost, found["seconds"], found["test"]))
     return {number: sorted(which) for number, which in tests.items()}
 
 
@@ -215,18 +217,23 @@ def main() -> int:
         chosen = random.Random(0).sample(chosen, min(options.sample, len(chosen)))
     reaching = trace(options.dir, options.dir / "reached.jsonl")
     alive = chosen
-    for least, most in pairwise((0.0, *STAGES)):
-        print(f"{len(alive)} mutants, by tests that take {least:g} to {most:g} s together", flush=True)
+    killers = {mutant.name: str(results[mutant.name]["by"]) for mutant in every if mutant.name in results}
+    met: dict[str, set[str]] = {}
+    for most in STAGES:
+        print(f"{len(alive)} mutants, by tests that take {most:g} s together", flush=True)
         lived = []
 
-        def stage(mutant: Mutant, least: float = least, most: float = most) -> tuple[Mutant, int, str, float]:
+        def stage(mutant: Mutant, most: float = most) -> tuple[Mutant, int, str, float]:
             tests, total = [], 0.0
-            for test in reaching.get(mutant.number, []):
+            before = met.setdefault(mutant.name, set())
+            proven = Counter(by for name, by in list(killers.items()) if name.startswith(mutant.file))
+            for test in sorted(reaching.get(mutant.number, []), key=lambda test: (-proven[test.name], test)):
                 total += test.seconds
-                if least < total <= most:
+                if total <= most and test.name not in before:
                     tests.append(test)
+                    before.add(test.name)
             start = time.monotonic()
-            by = killer(options.dir, mutant.number, tests) if tests else ""
+            killers[mutant.name] = by = killer(options.dir, mutant.number, tests) if tests else ""
             return mutant, len(tests), by, round(time.monotonic() - start, 1)
 
         with ThreadPoolExecutor(options.jobs) as pool:
