@@ -4,10 +4,10 @@
 
 A copy of the repository is made (in ``--dir``), with all mutants built into it at once (mutants.py). The whole suite
 runs there once without a mutant, and notes which tests come by which mutants' places (reached.py). Then each mutant
-meets the tests that come by its place until one fails: those that have killed a mutant of this file first, then those
-that are quick and come by few places. It is *killed* by a test that fails
-twice, by a crash or by a hang. One that lives through all of them is either *argued*, in argued.txt, with the reason
-why no test can notice it, or it *survives*: then a test is missing.
+meets the tests that come by its place until one fails: first those that are quick, come by few places, and have killed
+mutants of its file. It is *killed* by a test that fails twice, by a crash or by a hang. One that lives through all of
+them is either *argued*, in argued.txt, with the reason why no test can notice it, or it *survives*: then a test is
+missing.
 
 Results are appended to FILE, one JSON object a line. What was killed is not run again, so a run can be broken off and
 goes on; what lived is run again by ``--again``, with the tests as they are then. ``--report`` only counts.
@@ -227,9 +227,11 @@ def main() -> int:
             tests, total = [], 0.0
             before = met.setdefault(mutant.name, set())
             proven = Counter(by for name, by in list(killers.items()) if name.startswith(mutant.file))
-            for test in sorted(reaching.get(mutant.number, []), key=lambda test: (-proven[test.name], test)):
-                total += test.seconds
-                if total <= most and test.name not in before:
+            for test in sorted(
+                reaching.get(mutant.number, []), key=lambda test: test.cost / (1 + proven[test.name]) ** 2
+            ):
+                if total + test.seconds <= most and test.name not in before:
+                    total += test.seconds
                     tests.append(test)
                     before.add(test.name)
             start = time.monotonic()

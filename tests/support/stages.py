@@ -16,7 +16,7 @@ from victims import number, pattern
 CLEAN = """
 failpoints.disarm()
 for name, one in list(vars().items()):
-    if type(one).__module__.startswith("mmapds") and not isinstance(one, type):
+    if type(one).__module__.startswith("mmapds") and not isinstance(one, type) and not hasattr(one, "owner_died"):
         getattr(one, "release", getattr(one, "close", list))()
         del vars()[name]
 one = None
