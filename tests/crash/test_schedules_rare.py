@@ -160,3 +160,33 @@ def test_r09_a_layer_that_is_cut_while_it_is_built(stage: Stage, path: str) -> N
     SnapshotMap.build(path, {"a": 1})
     with SnapshotMap(path) as m:
         assert dict(m) == {"a": 1}
+
+
+def test_r05_a_copying_reader_whose_file_is_replaced_by_a_shorter_one_before_it_maps_it(
+    stage: Stage, path: str
+) -> None:
+    """Somebody else pins the long version, so the next but one is in a new, short file: it is not damaged, but newer."""
+    with Synchronizer(path, codec="raw") as s:
+        s.write_bytes(b"long" * 100_000)
+    reader, writer, pinning = stage["a"], stage["b"], stage["c"]
+    reader("s = mmapds.Synchronizer(path, mode='readonly', verify=False)", path=path)
+    writer("w = mmapds.Synchronizer(path)", path=path)
+    pinning("s = mmapds.Synchronizer(path); r = s.read()", path=path)
+    assert "data_1" in reader.hold("bytes(s.load())", "call open")
+    assert [writer(f"w.write_bytes(b'short {n}', grace=0.0).reset") for n in (2, 3)] == [False, True]
+    reader.go()
+    assert reader.receive() == b"short 3"
+
+
+def test_r05_a_copying_reader_of_the_crates_files_while_two_versions_are_published(stage: Stage, path: str) -> None:
+    """The file is filled anew in its place between its look and its copy."""
+    with Synchronizer(path, codec="raw", protocol="mmap-sync") as s:
+        s.write_bytes(pattern(1))
+    reader, writer = stage["a"], stage["b"]
+    options = "protocol='mmap-sync', codec='raw'"
+    reader(f"s = mmapds.Synchronizer(path, mode='readonly', verify=False, {options})", path=path)
+    writer(f"w = mmapds.Synchronizer(path, {options}); w.write_bytes(pattern(2)); w.write_bytes(pattern(3))", path=path)
+    at = reader.hold("r = s.read(); found = number(r.data), r.version == s.version; r.release(); found", "call mmap")
+    writer("w.write_bytes(pattern(4)); w.write_bytes(pattern(5))")
+    reader.go()
+    assert reader.receive() == (5, True), at
