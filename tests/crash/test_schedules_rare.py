@@ -162,10 +162,8 @@ def test_r09_a_layer_that_is_cut_while_it_is_built(stage: Stage, path: str) -> N
         assert dict(m) == {"a": 1}
 
 
-def test_r05_a_copying_reader_whose_file_is_replaced_by_a_shorter_one_before_it_maps_it(
-    stage: Stage, path: str
-) -> None:
-    """Somebody else pins the long version, so the next but one is in a new, short file: it is not damaged, but newer."""
+def test_r05_a_copying_reader_whose_file_is_replaced_before_it_maps_it(stage: Stage, path: str) -> None:
+    """Somebody else pins the long version, so the next but one is in a new, short file: newer, not damaged."""
     with Synchronizer(path, codec="raw") as s:
         s.write_bytes(b"long" * 100_000)
     reader, writer, pinning = stage["a"], stage["b"], stage["c"]
