@@ -36,8 +36,6 @@ from mutants import SWITCH, Mutant, find
 ROOT = Path(__file__).parents[2]
 ARGUED = Path(__file__).with_name("argued.txt")
 HANG = 10  # seconds without an end, over three times what the tests need without a mutant
-STAGES = (4.0, 30.0, 120.0, math.inf)
-"""Seconds of tests. All mutants meet some tests first; only what lives through these meets the others."""
 
 
 class Test(NamedTuple):
@@ -195,6 +193,10 @@ def main() -> int:
     parser.add_argument("--sample", type=int, help="so many of them, chosen by chance", metavar="N")
     parser.add_argument("--results", type=Path, default=Path("mutants.jsonl"), metavar="FILE")
     parser.add_argument("--dir", type=Path, default=Path("/tmp/mmapds-mutants"), help="where the copy is made")
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[4.0, 40.0, math.inf], metavar="S",
+        help="of tests: all mutants meet the first so many, those that live so many more, and so on",
+    )  # fmt: skip
     parser.add_argument("--again", action="store_true", help="also what lived before")
     parser.add_argument("--report", action="store_true", help="run nothing; count what FILE has")
     options = parser.parse_args()
@@ -219,7 +221,7 @@ def main() -> int:
     alive = chosen
     killers = {mutant.name: str(results[mutant.name]["by"]) for mutant in every if mutant.name in results}
     met: dict[str, set[str]] = {}
-    for most in STAGES:
+    for most in options.seconds:
         print(f"{len(alive)} mutants, by tests that take {most:g} s together", flush=True)
         lived = []
 
@@ -240,7 +242,7 @@ def main() -> int:
 
         with ThreadPoolExecutor(options.jobs) as pool:
             for done, (mutant, ran, by, seconds) in enumerate(pool.map(stage, alive)):
-                if not by and most < STAGES[-1]:
+                if not by and most < options.seconds[-1]:
                     lived.append(mutant)
                     continue
                 reached = len(reaching.get(mutant.number, []))
