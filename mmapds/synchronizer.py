@@ -262,6 +262,7 @@ class Synchronizer(Writer, Handle):
         while True:
             self._copy_of = self._looked_at()
             memoryview(copy)[:] = memoryview(control)
+            control.ensure()  # else we would take a file that was cut for one that says nothing yet
             if self._looked_at() == self._copy_of:
                 return copy
 

@@ -196,10 +196,15 @@ cdef class LeftRight:
     @property
     def version(self):
         """The sequence of the newest version; 0 before the first. One load: wait-free, no pin, no system call."""
+        cdef uint64_t found
         if self.is_closed or self.unregistered or self.control.lost:
             self.check_open()
-            return self._slow_version()
-        return load_acquire_u64(self.word)    # pairs with the store in leftright_publish
+            found = self._slow_version()
+        else:
+            found = load_acquire_u64(self.word)     # pairs with the store in leftright_publish
+        if found == 0:
+            self.check_lost()                       # the zero of a file that was cut just now
+        return found
 
     def _slow_version(self):
         if self.is_private:

@@ -224,4 +224,5 @@ cdef class QueueCore(QueueTake):
                 self.settle(status)
         queue_wake(&self.view, QUEUE_ROOM, 0x7fffffff)
         queue_wake(&self.view, QUEUE_JOINED, 0x7fffffff)
+        self.mapping.check()            # else the tail, or how many entries there are, may be zeros of a file that was cut
         return count

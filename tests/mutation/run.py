@@ -220,6 +220,7 @@ def main() -> int:
     reaching = trace(options.dir, options.dir / "reached.jsonl")
     alive = chosen
     killers = {mutant.name: str(results[mutant.name]["by"]) for mutant in every if mutant.name in results}
+    reasons = argued()
     met: dict[str, set[str]] = {}
     for most in options.seconds:
         print(f"{len(alive)} mutants, by tests that take {most:g} s together", flush=True)
@@ -242,7 +243,7 @@ def main() -> int:
 
         with ThreadPoolExecutor(options.jobs) as pool:
             for done, (mutant, ran, by, seconds) in enumerate(pool.map(stage, alive)):
-                if not by and most < options.seconds[-1]:
+                if not by and most < options.seconds[-1] and mutant.name not in reasons:
                     lived.append(mutant)
                     continue
                 reached = len(reaching.get(mutant.number, []))
