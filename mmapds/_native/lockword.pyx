@@ -146,7 +146,6 @@ cdef class Lock:
             waited = True
             PyErr_CheckSignals()        # in every round: a signal may have come while we looked
             if result not in (0, -EAGAIN, -ETIMEDOUT, -EINTR):
-                self.mapping.check()
                 load_seq_cst_u64(self.word)     # EFAULT: if the page is gone, this leaves the mark
                 self.mapping.check()
                 raise_errno(-result, self.mapping.path)

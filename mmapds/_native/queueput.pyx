@@ -320,7 +320,6 @@ cdef class QueuePut(QueueView):
         self.users -= 1
         PyErr_CheckSignals()
         if result not in (0, -EAGAIN, -ETIMEDOUT, -EINTR):
-            meta.check()
             load_seq_cst_u64(&view.control.tail)        # EFAULT: if the page is gone, this leaves the mark
             meta.check()
             raise_errno(-result, self.path)

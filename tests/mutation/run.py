@@ -45,23 +45,24 @@ class Test(NamedTuple):
 
 
 def build(where: Path) -> list[Mutant]:
-    """A copy of the repository with all mutants in it, and with the tests as they are now."""
+    """A copy of the repository as it is now, with all mutants in it; what has not changed is not built anew."""
     mutated = list(find(ROOT / "mmapds" / "_native"))
-    native = where / "mmapds" / "_native"
+    texts = {f"{ROOT}/mmapds/_native/{name}": text for name, text, _ in mutated}
+    platform = ROOT / "mmapds" / "_native" / "platform.h"
+    text = platform.read_text("utf-8")
+    end = text.rindex("#endif")
+    texts[str(platform)] = text[:end] + SWITCH + text[end:]
+
+    def copy(source: str, target: str) -> None:
+        content = texts[source].encode() if source in texts else Path(source).read_bytes()
+        if not os.path.exists(target) or Path(target).read_bytes() != content:
+            Path(target).write_bytes(content)
+            shutil.copymode(source, target)
+
     ignored = shutil.ignore_patterns(
         "*.so", "*.c", "__pycache__", ".git", ".venv*", "build", "*.egg-info", ".hypothesis"
     )
-    if native.exists() and any((native / name).read_text("utf-8") != text for name, text, _ in mutated):
-        shutil.rmtree(where)  # the numbers are others now, in what was traced too
-    if not native.exists():
-        shutil.copytree(ROOT, where, ignore=ignored, dirs_exist_ok=True)
-        for name, text, _ in mutated:
-            (native / name).write_text(text, "utf-8")
-        platform = native / "platform.h"
-        text = platform.read_text("utf-8")
-        end = text.rindex("#endif")
-        platform.write_text(text[:end] + SWITCH + text[end:], "utf-8")
-    shutil.copytree(ROOT / "tests", where / "tests", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT, where, ignore=ignored, copy_function=copy, dirs_exist_ok=True)
     command = [sys.executable, "-W", "ignore", "-c", "from setuptools import setup; setup()", "build_ext", "--inplace"]
     made = subprocess.run(
         [*command, f"-j{os.cpu_count()}"], check=False, cwd=where, capture_output=True, text=True,
@@ -72,14 +73,21 @@ def build(where: Path) -> list[Mutant]:
     return [mutant for _, _, mutants in mutated for mutant in mutants]
 
 
-def trace(where: Path, log: Path) -> dict[int, list[Test]]:
+def trace(where: Path, every: list[Mutant]) -> dict[int, list[Test]]:
     """Mutant's number -> the tests that come by it, the cheap ones first.
 
-    Runs the test files that have changed since they ran for this; at first that is the whole suite.
+    Runs the test files that have changed since they ran for this; at first that is the whole suite. What was noted
+    before the native code has changed is kept, by the mutants' names.
     """
+    log, names = where / "reached.jsonl", where / "reached-names.json"
     stamps = {str(file.relative_to(where)): file.stat().st_mtime for file in sorted(where.glob("tests/*/test_*.py"))}
     lines = list(map(json.loads, log.read_text("utf-8").splitlines())) if log.exists() else []
     lines = [found for found in lines if stamps.get(found["file"]) == found["stamp"]]
+    if lines:
+        numbers = {mutant.name: mutant.number for mutant in every}
+        now = {old: numbers.get(name) for old, name in json.loads(names.read_text("utf-8")).items()}
+        for found in lines:
+            found["reached"] = [number for old in found["reached"] if (number := now[str(old)])]
     if changed := stamps.keys() - {found["file"] for found in lines}:
         partial = log.with_suffix(".partial")
         partial.unlink(missing_ok=True)
@@ -89,7 +97,8 @@ def trace(where: Path, log: Path) -> dict[int, list[Test]]:
         for found in map(json.loads, partial.read_text("utf-8").splitlines()):
             file = found["test"].partition("::")[0]
             lines.append(found | {"file": file, "stamp": stamps[file]})
-        log.write_text("".join(json.dumps(found) + "\n" for found in lines), "utf-8")
+    log.write_text("".join(json.dumps(found) + "\n" for found in lines), "utf-8")
+    names.write_text(json.dumps({mutant.number: mutant.name for mutant in every}), "utf-8")
     tests: dict[int, list[Test]] = {}
     for found in lines:
         if found["passed"]:  # what fails or is skipped without a mutant says nothing about one
@@ -217,7 +226,7 @@ def main() -> int:
     ]
     if options.sample:
         chosen = random.Random(0).sample(chosen, min(options.sample, len(chosen)))
-    reaching = trace(options.dir, options.dir / "reached.jsonl")
+    reaching = trace(options.dir, every)
     alive = chosen
     killers = {mutant.name: str(results[mutant.name]["by"]) for mutant in every if mutant.name in results}
     reasons = argued()
