@@ -131,6 +131,17 @@ def test_r06_a_dead_letter_is_synced_before_its_item_is_gone(stage: Stage, path:
     peer.receive()
 
 
+def test_r06_a_letter_that_is_put_back_is_synced_before_it_is_gone_from_the_dead(stage: Stage, path: str) -> None:
+    with Queue(path, codec="raw", durability="power") as q:
+        q.put(b"item")
+    peer = stage["a"]
+    peer("q = mmapds.Queue(path); q.claim().bury('why')", path=path)
+    assert "dead" not in peer.hold("q.dead.requeue()", "call msync")
+    assert peer.go("call msync").endswith("dead/N.segment")
+    peer.go()
+    assert peer.receive() == 1
+
+
 def test_r20_the_byte_of_a_dead_holder_is_left_unlocked(stage: Stage, path: str) -> None:
     with Queue(path, codec="raw") as q:
         q.put_many([b"first", b"item"])
