@@ -363,3 +363,16 @@ def test_r15_one_corrupt_item_blocks_nobody(path: str) -> None:
                     assert len(os.listdir(Path(path, "quarantine"))) == 1, message
                     assert q.join(0) or take.startswith("get"), message
                 queuefiles.check(path)
+
+
+def test_r15_a_queue_goes_on_behind_a_segment_that_was_removed(tmp_path: Path) -> None:
+    """It is said once what is lost; what is put then is in a new segment."""
+    path = tmp_path / "queue"
+    with Queue(path, codec="raw", segment_size=1 << 16) as q:
+        q.put_many([b"lost"] * 3)
+    (path / f"{queuefiles.segments(path)[-1]:016x}.segment").unlink()
+    with Queue(path) as q:
+        with pytest.raises(CorruptionError, match="3 items that were in it are lost"):
+            q.put(b"first")
+        q.put_many([b"second", b"third"])
+        assert [q.get_nowait(), q.get_nowait(), q.qsize()] == [b"second", b"third", 0]
