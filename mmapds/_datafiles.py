@@ -47,12 +47,11 @@ class CrateDataFiles:
         except FileNotFoundError:
             return None
         try:
-            length = os.fstat(fd).st_size
-            if length < self.start + max(size, 1) + self.end:
-                return None
-            length = min(length, 2 * kernel.LIMIT)  # what is larger is not ours
+            length = min(os.fstat(fd).st_size, 2 * kernel.LIMIT)  # what is larger is not ours
             if self.end:
                 length -= length % kernel.PAGE  # nor is a part of a page
+            if length < self.start + max(size, 1) + self.end:
+                return None
             return Mapping(fd, length, _READ, self._flags, self.path(index))
         finally:
             os.close(fd)

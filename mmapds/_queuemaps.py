@@ -43,13 +43,14 @@ assert KINDS[1:] == ("delayed", "ready", "claimed", "leased")
 class QueueMaps(QueueCore):
     """The mappings of a queue, and what the native half asks for."""
 
-    __slots__ = ("_apart", "_backing", "_frozen", "_level", "_offset")
+    __slots__ = ("_apart", "_backing", "_found_last", "_frozen", "_level", "_offset")
 
     _backing: QueueFiles
     _apart: dict[int, Mapping]  # private copies: all segments
     _frozen: bool  # what is shown is a copy: nothing outside changes it
     _level: int
     _offset: int
+    _found_last: tuple[int, int, int]  # the damaged record that was not set aside: position, entry, changes
 
     # ---- mappings -------------------------------------------------------------------------------------------------
 
@@ -282,8 +283,11 @@ class QueueMaps(QueueCore):
                 raise self._spoiled(1, name, data)
             if any(entry["number"] == number and entry["position"] == position for entry in entries):
                 self._check_changed(words, position)
-            return
-        if words["head"] != position:
+        if number or words["head"] != position:  # somebody else was faster; or meta contradicts itself
+            found_now = position, number, words["changes"]
+            if found_now == self._found_last:
+                self._check_changed(words, position)
+            self._found_last = found_now
             return
         tail, upto = words["tail"], words["tail_sequence"]
         found = reader.find(position, words["head_sequence"], upto)

@@ -25,8 +25,8 @@ from mmapds._native.extents cimport (
     EMMAP_CELLS, COUNTERS_CONTROL, COUNTERS_DONE, COUNTERS_FOUND, COUNTERS_FULL, COUNTERS_GONE, COUNTERS_LEAST, COUNTERS_STALE,
     MMAPDS_EXTENTS, MMAPDS_LIVE, MMAPDS_NAME, MMAPDS_PAGE, MMAPDS_SENTINEL, RESERVE, Extents, counters_allocate,
     counters_cell, counters_create, counters_current, counters_enter, counters_entry, counters_extend,
-    counters_give_up, counters_intact, counters_names, counters_recover, counters_recovered, counters_remove, counters_view,
-    mmapds_entry, mmapds_extent, plan,
+    counters_give_up, counters_intact, counters_names, counters_names_size, counters_recover, counters_recovered,
+    counters_remove, counters_view, mmapds_entry, mmapds_extent, plan,
 )
 from mmapds._native.kernel cimport LockFile, epoch, kernel_size, raise_errno
 from mmapds._native.region cimport Mapping, redirty
@@ -60,12 +60,6 @@ cdef bytes encoded(str name):
         shown = f"{name[:40]!r}..." if len(name) > 40 else repr(name)
         raise ValueError(f"the name {shown} has {len(text)} bytes in UTF-8; a name has 1 to {MMAPDS_NAME}")
     return text
-
-
-cdef Py_ssize_t names_size(const counters_view *view, uint32_t extent) noexcept nogil:
-    """Of the entries and the sentinel behind them, in whole pages."""
-    cdef uint64_t entries = view.upto[extent] - (view.upto[extent - 1] if extent else 0)
-    return (entries * sizeof(mmapds_entry) + 8 + MMAPDS_PAGE - 1) & -MMAPDS_PAGE
 
 
 cdef int synced(char *start, Py_ssize_t size) noexcept nogil:
@@ -137,7 +131,7 @@ cdef class Cells(Extents):
                 for i in range(view.cells_size // 8):
                     store_relaxed_u64(to + i, load_relaxed_u64(cells + i))
             for i in range(view.extents):
-                memcpy(view.entries[i], self.known.entries[i], names_size(&view, i))
+                memcpy(view.entries[i], self.known.entries[i], counters_names_size(&view, i))
             source.check()
             tries += 1
             if (counters_current(&self.known) and not self.known.control.removing | self.known.control.returning
@@ -451,7 +445,7 @@ cdef class Cells(Extents):
             redirty(mapping.base, COUNTERS_CONTROL if ours else mapping.size)
             redirty(view.cells, view.cells_size)
             for i in range(view.extents):
-                redirty(<char *>view.entries[i], names_size(&view, i))
+                redirty(<char *>view.entries[i], counters_names_size(&view, i))
         mapping.borrowed += 1
         with nogil:
             if not ours:
@@ -459,7 +453,7 @@ cdef class Cells(Extents):
             else:
                 error = synced(mapping.base, COUNTERS_CONTROL) or synced(view.cells, view.cells_size)
                 for i in range(view.extents):
-                    error = error or synced(<char *>view.entries[i], names_size(&view, i))
+                    error = error or synced(<char *>view.entries[i], counters_names_size(&view, i))
         mapping.borrowed -= 1
         mapping.check()
         if error:

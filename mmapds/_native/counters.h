@@ -250,8 +250,8 @@ static inline int counters_create(counters_view *view, const uint8_t *name, unsi
                 return COUNTERS_FOUND;
             return counters_return(view, at, initial, how);
         }
-        if (hint >= 0)
-            return COUNTERS_STALE;
+        if (hint >= 0) /* an entry keeps its name for as long as somebody has the file open */
+            return COUNTERS_DAMAGED;
     }
     if (names == (int64_t)view->room)
         return COUNTERS_FULL;
@@ -349,6 +349,13 @@ static inline void counters_extend(mmapds_counters *control, unsigned number, ui
 
 /* ---- recovery, locked, and nobody is alive in the file (or it is a private copy) -------------------------------- */
 
+/* Bytes of an extent's entries and the sentinel behind them, in whole pages: as it was mapped, whatever the file says now. */
+static inline uint64_t counters_names_size(const counters_view *view, unsigned extent)
+{
+    uint64_t entries = view->upto[extent] - (extent ? view->upto[extent - 1] : 0);
+    return (entries * sizeof(mmapds_entry) + 8 + MMAPDS_PAGE - 1) & ~(uint64_t)(MMAPDS_PAGE - 1);
+}
+
 /* `view` holds the extents that the file has whole. Returns how many entries count, for counters_recovered. Comes to the
    same result when it is repeated after a death at any step: what is given up is counted afterwards. */
 static inline int64_t counters_recover(counters_view *view)
@@ -358,7 +365,7 @@ static inline int64_t counters_recover(counters_view *view)
     for (unsigned i = view->extents; i < MMAPDS_EXTENTS; i++) /* the disk had the record and not the size */
         memset(&control->extents[i], 0, sizeof(control->extents[i]));
     for (unsigned i = 0; i < view->extents; i++)
-        *counters_sentinel(view->entries[i], control->extents[i].names_size) = MMAPDS_SENTINEL;
+        *counters_sentinel(view->entries[i], counters_names_size(view, i)) = MMAPDS_SENTINEL;
     control->removing = control->returning = 0;
     for (int64_t at = 0; at < (int64_t)view->room; at++)
         if (counters_intact(view, counters_entry(view, at), at))

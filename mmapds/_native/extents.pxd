@@ -38,6 +38,7 @@ cdef extern from "counters.h" nogil:
     int64_t counters_names(const counters_view *view)
     uint64_t counters_entries(uint64_t names_size)
     uint64_t *counters_sentinel(mmapds_entry *entries, uint64_t names_size)
+    uint64_t counters_names_size(const counters_view *view, unsigned extent)
     int counters_extent(const mmapds_counters *control, unsigned number, mmapds_extent *found)
     mmapds_entry *counters_entry(const counters_view *view, uint64_t number)
     uint64_t *counters_cell(const counters_view *view, uint64_t number)

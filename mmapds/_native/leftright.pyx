@@ -572,5 +572,7 @@ cdef class LeftRight:
                     result = kernel_futex_wait(<uint32_t *>self.word, <uint32_t>version, left)
             PyErr_CheckSignals()
             if result not in (0, -EAGAIN, -ETIMEDOUT, -EINTR):
+                load_seq_cst_u64(self.word)     # EFAULT: if the page is gone, this leaves the mark
+                self.check_lost()
                 raise_errno(-result, self.control.path)
             self.check_open()

@@ -5,7 +5,13 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from mmapds._native.atomics cimport fetch_add_seq_cst_u64, load_relaxed_u64, load_seq_cst_u64, store_seq_cst_u64
+from mmapds._native.atomics cimport (
+    fetch_add_seq_cst_u64,
+    load_acquire_u64,
+    load_relaxed_u64,
+    load_seq_cst_u64,
+    store_seq_cst_u64,
+)
 from mmapds._native.kernel cimport kernel_clock_ns
 from mmapds._native.queueput cimport limit_of
 from mmapds._native.queuetake cimport Box, QueueTake
@@ -73,10 +79,13 @@ cdef class QueueCore(QueueTake):
     def qsize(self):
         """How many items wait, those with a delay included; claimed ones are not."""
         cdef int64_t found
+        cdef uint64_t head, tail
         self.opened()
         found = queue_waiting(self.view.control)
         self.mapping.check()
-        if found > <int64_t>((self.view.control.tail - self.view.control.head) // MMAPDS_ITEM_HEAD + self.view.control.capacity) \
+        head = load_acquire_u64(&self.view.control.head)        # first: it does not pass the tail
+        tail = load_acquire_u64(&self.view.control.tail)
+        if head > tail or found > <int64_t>((tail - head) // MMAPDS_ITEM_HEAD + self.view.control.capacity) \
                 or (found > FEW and not self._can_hold(self.view.control.tail)):
             self.settle(QUEUE_DAMAGED)      # nobody should make room for so many
         return max(0, found)
@@ -204,7 +213,9 @@ cdef class QueueCore(QueueTake):
                         raise           # it was not set aside: it would be found for ever
             count += status != QUEUE_EMPTY
             ready(self)
-        while number < self.view.control.used:
+        while number < load_relaxed_u64(&self.view.control.used):
+            if number >= load_relaxed_u64(&self.view.control.capacity):
+                self.settle(QUEUE_DAMAGED)
             table = None
             view = self.view
             table = self.table

@@ -186,6 +186,7 @@ cdef class Entries(Cursor):
     """An iterator over keys, values or pairs of a version; what has expired when it comes there is left out."""
     cdef int kind, keys
     cdef int64_t clock
+    cdef State state
     cdef Values values
 
     def __init__(self, State state not None, int kind, Values values not None):
@@ -196,6 +197,7 @@ cdef class Entries(Cursor):
             self.add_layer(&layer.snap, layer)
         self.kind = kind
         self.keys = state.keys
+        self.state = state
         self.clock = state.view.clock
         self.values = values
 
@@ -214,9 +216,9 @@ cdef class Entries(Cursor):
             key = key_object(out.key, out.key_size, self.keys)
         if self.kind != KEYS:
             value = PyBytes_FromStringAndSize(out.value, out.value_size)
-            if not self.values.raw:
-                self.check_lost()       # zeros would be said to be damaged
-                value = self.values.value(value)
+        self.state.check_lost()         # what was copied may be zeros of a file that was cut
+        if self.kind != KEYS and not self.values.raw:
+            value = self.values.value(value)
         if self.kind == KEYS:
             return key
         if self.kind == VALUES:

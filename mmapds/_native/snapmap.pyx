@@ -358,7 +358,9 @@ cdef class MapCore:
         cdef State state = self.now()
         cdef Py_ssize_t size = 0
         cdef const char *data = key_bytes(key, state.keys, &size)
-        return state.find(key_hash(key, data, size), data, <uint32_t>size, &record) == SNAP_FOUND and not record.gone
+        cdef bint found = state.find(key_hash(key, data, size), data, <uint32_t>size, &record) == SNAP_FOUND and not record.gone
+        state.check_lost()
+        return found
 
     def _fetch(self, keys, /):
         """Faults in what a lookup of each of these keys touches, with the GIL released."""

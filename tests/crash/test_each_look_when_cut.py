@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -251,3 +252,47 @@ def test_r09_each_method_is_the_first_to_meet_a_cut_file(tmp_path: Path, kind: s
     assert (
         raised or mode == "private" or kind == "Queue"
     )  # of another boot's queue, and of what is private, there is a copy
+
+
+WALKS: dict[str, Callable[[Any], object]] = {
+    "first": lambda m: m.first(),
+    "values": lambda m: next(iter(m.values())),
+    "items": lambda m: next(iter(m.items())),
+    "range": lambda m: next(m.range("a")),
+}
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_r09_the_first_value_of_a_walk_is_no_zeros(tmp_path: Path, walk: str) -> None:
+    """Raw values, which no codec would refuse."""
+    job, big = WALKS[walk], bytes(range(1, 251)) * 80
+    path = str(tmp_path / "map")
+    SnapshotMap.build(path, {"big": big, "next": b"1"}, codec="raw")
+    with SnapshotMap(path, mode="readonly") as m:
+        job(m)
+        os.truncate(snapdisk.layers(path)[0], 8192)
+        with pytest.raises(MappingLost):
+            job(m)
+
+
+def test_r09_the_first_key_of_a_walk_is_no_zeros(tmp_path: Path) -> None:
+    path = str(tmp_path / "map")
+    SnapshotMap.build(path, {"k" * 20000: 1, "l": 2})
+    with SnapshotMap(path, mode="readonly") as m:
+        assert next(iter(m)) == "k" * 20000
+        os.truncate(snapdisk.layers(path)[0], 8192)
+        with pytest.raises(MappingLost):
+            next(iter(m))
+
+
+@pytest.mark.parametrize("what", ["private", "transaction"])
+def test_r09_len_over_a_layer_that_was_cut(tmp_path: Path, what: str) -> None:
+    """A table of zeros is none without the key."""
+    path = str(tmp_path / "map")
+    SnapshotMap.build(path, {f"{n}": n for n in range(100)})
+    with pytest.raises(MappingLost), ExitStack() as stack:  # noqa: PT012  either of them, and what ends the block
+        m = stack.enter_context(SnapshotMap(path, mode="private" if what == "private" else "shared"))
+        t: Any = m if what == "private" else stack.enter_context(m.transaction())
+        os.truncate(snapdisk.layers(path)[0], 0)
+        t["5"] = 6
+        len(t)

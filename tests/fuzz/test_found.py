@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import queuefiles
 import syncfiles
 
-from mmapds import CorruptionError, Queue, Synchronizer, _queuemaps
+from mmapds import CorruptionError, MappingLost, Queue, Synchronizer, _queuemaps
 
 
 @pytest.fixture
@@ -86,3 +87,42 @@ def test_r16_a_size_that_the_file_never_had_is_not_allocated_after_a_failed_flus
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert os.path.getsize(syncfiles.data(prefix, 1)) == before
+
+
+@pytest.mark.parametrize("length", [4097, 5000, 8191, 12000])
+@pytest.mark.parametrize("mode", ["shared", "readonly"])
+def test_r09_r16_a_data_file_that_ends_within_a_page(tmp_path: Path, length: int, mode: Any) -> None:
+    """The part of a page was left out of what was mapped, not of what was compared: a read went behind the mapping."""
+    path = str(tmp_path / "it")
+    size = min(length - 4096 - 8, 7500)
+    with Synchronizer(path, codec="raw") as s:
+        s.write_bytes(b"x" * 20_000)
+        s.write_bytes(b"y" * max(1, size))
+    os.truncate(syncfiles.data(path, 0), length)
+    with Synchronizer(path, mode=mode, verify=False) as s, pytest.raises((CorruptionError, MappingLost)):
+        bytes(s.read().data)
+
+
+def test_r16_more_items_than_there_can_be(path: str) -> None:
+    """Where the head has passed the tail any number was believed, and a list made room for so many."""
+    with Queue(path) as q:
+        q.get()
+        meta = queuefiles.meta(path)
+        queuefiles.poke_word(meta, queuefiles.WORDS["head"], 3368960)
+        queuefiles.poke_word(meta, queuefiles.WORDS["ready"], 40532396646334469)
+        with pytest.raises(CorruptionError):
+            q.qsize()
+        with pytest.raises(CorruptionError):
+            list(q)
+
+
+@pytest.mark.parametrize("used", [85, 2147483647, 1 << 63])
+def test_r16_more_entries_than_there_is_room_for(path: str, used: int) -> None:
+    """That contradicts itself, and is not gone through."""
+    with Queue(path) as q:
+        q.claim()
+        queuefiles.poke_word(queuefiles.meta(path), queuefiles.WORDS["used"], used)
+        start = time.process_time()
+        with pytest.raises(CorruptionError):
+            q.purge()
+        assert time.process_time() - start < 1

@@ -35,7 +35,7 @@ from mutants import SWITCH, Mutant, find
 
 ROOT = Path(__file__).parents[2]
 ARGUED = Path(__file__).with_name("argued.txt")
-HANG = 10  # seconds without an end, over three times what the tests need without a mutant
+HANG = 30  # seconds without an end, over three times what the tests need without a mutant
 
 
 class Test(NamedTuple):
@@ -116,10 +116,10 @@ def environment(where: Path, number: int) -> dict[str, str]:
 
 
 def run(where: Path, number: int, tests: list[Test]) -> str:
-    """What killed the mutant: a test, "a hang", "status N"; "" if it lives."""
+    """The name of the first test that fails, or does not end; "status N" of a run that broke off; "" if all pass."""
     command = [
-        sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", "--no-header", "-rfE",
-        "--tb=no", *(test.name for test in tests),
+        sys.executable, "-m", "pytest", "-x", "-v", "-n0", "-p", "no:cacheprovider", "--no-header", "--tb=no",
+        *(test.name for test in tests),
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=where, env=environment(where, number), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -129,13 +129,12 @@ def run(where: Path, number: int, tests: list[Test]) -> str:
         said, _ = process.communicate(timeout=HANG + 3 * sum(test.seconds for test in tests))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return "a hang"
+        said, _ = process.communicate()
     if process.returncode == 0:
         return ""
-    failed = [line.partition(" ")[2] for line in said.split("\n") if line.startswith(("FAILED ", "ERROR "))]
-    if process.returncode == 1 and failed:
-        return next((test.name for test in tests if failed[0].startswith(test.name)), failed[0])
+    by = [test.name for test in tests if f"\n{test.name} " in said and f"\n{test.name} PASSED" not in said]
+    if by:
+        return by[-1]
     if process.returncode in (2, 4) and "import" not in said and "rror" not in said:
         raise RuntimeError(said[-2000:])
     return f"status {process.returncode}"

@@ -1,0 +1,1149 @@
+"""Checks that stand before what must not happen, one by one: hostile words, calls that fail, forks, cuts, arguments.
+
+Most of them are not met in an ordinary life, and another check behind them often hides that one is missing. Here each
+is the one that must say no.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import mmap
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+from queue import Full
+from typing import Any, NamedTuple
+
+import counterfiles
+import failpoints
+import pytest
+import queuefiles
+import syncfiles
+from peers import SUPPORT, Peer, PeerDiedError, PeerError
+from stages import Stage
+from victims import pattern
+
+from mmapds import (
+    Closed,
+    CorruptionError,
+    Counters,
+    MappingLost,
+    Queue,
+    Region,
+    ShutDown,
+    StaleClaim,
+    Synchronizer,
+)
+from mmapds._native.atomic import own_methods
+from mmapds._native.extents import Window
+from mmapds._native.lockword import Lock
+from mmapds._native.queuescan import Rebuild, SegmentReader, copy_control, repaired_copy, reset_control
+from mmapds._native.region import FLAGS, Mapping
+from mmapds._native.results import ReadResult
+
+WHY = failpoints.missing()
+with_failpoints = pytest.mark.skipif(WHY is not None, reason=str(WHY))
+leaves_it = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+SETUP = """
+import errno, os, resource, signal
+def in_child(job):
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = job()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def raises(error, job):
+    try:
+        job()
+    except error:
+        return 0
+    except BaseException:
+        return 2
+    return 3
+
+def address_space(more):
+    space = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (space + more, resource.RLIM_INFINITY))
+"""
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Any:
+    with Peer(SETUP, path=str(tmp_path / "it")) as peer:
+        yield peer
+
+
+def anonymous(size: int = 4096, protection: int = FLAGS["READ"] | FLAGS["WRITE"]) -> Mapping:
+    return Mapping(-1, size, protection, FLAGS["PRIVATE"] | FLAGS["ANONYMOUS"])
+
+
+# ---- forks ---------------------------------------------------------------------------------------------------------
+
+
+def test_r22_a_fork_leaves_a_descriptor_alone_that_has_the_number_of_a_lock_that_is_closed(peer: Peer) -> None:
+    peer("s = mmapds.Synchronizer(path); s.write(1); s.close()")
+    peer("mine = [os.open(path + '_sync', os.O_RDONLY) for _ in range(20)]")
+    assert peer("in_child(lambda: len([os.fstat(fd) for fd in mine]) - 20)") == 0
+
+
+def test_r22_a_lock_that_the_parent_holds_is_not_released_in_the_child(peer: Peer) -> None:
+    peer("r = mmapds.Region.anonymous(4096); lock = r.lock(0); lock.acquire()")
+    assert peer("in_child(lambda: raises(mmapds.ForkedHandle, lock.release))") == 0
+    assert peer("lock.locked()") is True
+
+
+def test_r22_a_result_of_the_parent_is_not_read_in_the_child(peer: Peer) -> None:
+    peer("s = mmapds.Synchronizer(path); s.write(1); r = s.read()")
+    assert peer("in_child(lambda: raises(mmapds.ForkedHandle, lambda: bytes(r.data)))") == 0
+    assert peer("r.value") == 1
+
+
+def test_r22_a_claim_of_the_parent_is_not_ended_in_the_child(peer: Peer) -> None:
+    peer("q = mmapds.Queue(path); q.put(1); c = q.claim()")
+    assert peer("in_child(lambda: raises(mmapds.ForkedHandle, c.ack))") == 0
+    assert peer("q.stats()['claimed']") == 1
+    peer("c.ack()")
+
+
+def test_r22_a_fork_while_a_new_version_is_mapped(peer: Peer, tmp_path: Path) -> None:
+    """The child goes on in the middle of its parent's read; the pins are the parent's."""
+    peer(
+        """
+import sys
+w = mmapds.Synchronizer(path); w.write(1); w.write(2); w.write(3)
+s = mmapds.Synchronizer(path); s.read().release()
+for n in range(4, 8): w.write("long" * 10_000 * n)
+armed, pid = True, -1
+def hook(event, arguments):
+    global armed, pid
+    if armed and event == "open" and "_data_" in str(arguments[0]):
+        armed = False
+        w.write("newer"); w.write("newest")
+        pid = os.fork()
+sys.addaudithook(hook)
+def read():
+    with s.read() as r:
+        return r.value
+"""
+    )
+    peer(
+        """
+try:
+    found = read()
+except mmapds.ForkedHandle:
+    found = "forked"
+except BaseException as error:
+    found = repr(error)
+if pid == 0:
+    os._exit(0 if found == "forked" else 1)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+    )
+    assert peer("found, status") == ("newest", 0)
+    assert syncfiles.pins(str(tmp_path / "it")) == {}, "a pin of the child's in its parent's slot"
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+def test_words_that_no_atomic_and_no_lock_may_have(tmp_path: Path) -> None:
+    with Region.anonymous(4096) as r:
+        for offset in (-8, 4089, 4096, 1 << 62):
+            with pytest.raises(ValueError, match="is outside"):
+                r.atomic(offset)
+        with pytest.raises(ValueError, match="misaligned"):
+            r.atomic(4)
+        with pytest.raises(ValueError, match="cannot wake"):
+            r.atomic(0).wake(-1)
+        assert r.atomic(0).wait(0, timeout=0.01) is False
+    with Region.open(tmp_path / "it", 4096):
+        pass
+    with Region.open(tmp_path / "it", mode="private") as r, pytest.raises(ValueError, match="cannot wait"):
+        r.atomic(0).wait(1, timeout=0.01)
+    with pytest.raises(ValueError, match="read-only"):
+        Lock(anonymous(protection=FLAGS["READ"]), 0, list)  # type: ignore[arg-type]
+
+
+def test_what_no_window_may_show_and_no_result_made_of_nothing() -> None:
+    for start, size in ((-1, 10), (0, -1), (0, 4097), (4090, 7), (1 << 62, 1 << 62)):
+        with pytest.raises(ValueError, match="are not within"):
+            Window(anonymous(), start, size)
+    with pytest.raises(TypeError):
+        memoryview(ReadResult())
+    with pytest.raises(TypeError, match="a class"):
+        own_methods(5)  # type: ignore[type-var]
+
+
+def test_an_item_that_can_never_fit(tmp_path: Path) -> None:
+    with Queue(tmp_path / "it", codec="raw", max_bytes=1000) as q, pytest.raises(ValueError, match="never fit"):
+        q.put_nowait(bytes(2000))
+
+
+def test_what_is_asked_for_is_not_waited_for_when_it_cannot_be(tmp_path: Path) -> None:
+    with Queue(tmp_path / "it", codec="raw", maxsize=2) as q, Queue(tmp_path / "it", codec="raw") as other:
+        for n in (0, -1):
+            with pytest.raises(ValueError, match="at least one"):
+                q.get_many(n, False)
+            with pytest.raises(ValueError, match="at least one"):
+                q.claim_many(n, timeout=0)
+        with pytest.raises(Full) as caught:
+            q.put_many([b"a", bytes(5000), b"c"], block=False)
+        assert caught.value.args[0] == 2
+        assert [q.get_nowait(), q.get_nowait()] == [b"a", bytes(5000)]
+        other.shutdown()
+        with pytest.raises(ShutDown):
+            q.put_nowait(b"d")
+        with pytest.raises(ShutDown):
+            q.get(timeout=0.1)
+    with Region.anonymous(4096) as r:
+        lock, word = r.lock(0), r.atomic(8)
+        with lock, pytest.raises(RuntimeError, match="not reentrant"):
+            lock.acquire(timeout=0.01)
+        word.store(5)
+        assert word.load() == 5
+
+
+def test_a_closed_queue_says_so(tmp_path: Path) -> None:
+    q = Queue(tmp_path / "it")
+    q.close()
+    for job in (q.qsize, q.empty, lambda: q.unfinished_tasks, q.get_nowait, lambda: q.put(1), q.purge, q.join):
+        with pytest.raises(Closed):
+            job()
+
+
+def test_a_claim_that_was_ended_says_that_it_was(tmp_path: Path) -> None:
+    with Queue(tmp_path / "it") as q:
+        q.put(1)
+        claim = q.claim()
+        claim.ack()
+        for job in (claim.ack, claim.nack, claim.touch, claim.bury):
+            with pytest.raises(StaleClaim, match="has been ended"):
+                job()
+
+
+def test_a_value_that_is_too_long_for_the_crates_files(peer: Peer) -> None:
+    """No byte of it exists: it is refused before one is looked at."""
+    peer("resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 24, 1 << 24)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)")
+    peer("import ctypes; s = mmapds.Synchronizer(path, codec='raw', protocol='mmap-sync'); s.write_bytes(b'x')")
+    name, message = peer.fails("s.write_bytes((ctypes.c_char * (1 << 39)).from_address(4096))")
+    assert (name, "too many" in message) == ("ValueError", True)
+
+
+def test_a_private_region_that_would_have_more_bytes_than_there_are_addresses(tmp_path: Path) -> None:
+    with Region.open(tmp_path / "it", 4096):
+        pass
+    with Region.open(tmp_path / "it", mode="private") as r:
+        for size in (2**63 - 1, 2**63 - 4096, (1 << 62) + 1):
+            with pytest.raises((ValueError, OSError)):
+                r.resize(size)
+            assert len(r) == 4096
+
+
+# ---- calls that fail -----------------------------------------------------------------------------------------------
+
+
+def test_r09_a_page_that_cannot_be_replaced_is_fatal(peer: Peer) -> None:
+    """And no loop without an end: the access would fail again and again."""
+    peer("r = mmapds.Region.open(path, 1 << 20); os.truncate(path, 4096); signal.alarm(3)")
+    peer("address_space(-(1 << 20))")
+    with pytest.raises(PeerDiedError):
+        peer("r[8192]")
+    assert peer.process.wait() == -signal.SIGBUS
+
+
+def test_no_addresses_for_counters(peer: Peer) -> None:
+    peer("with mmapds.Counters(path, 4) as c: c[0] = 5")
+    peer("signal.alarm(10); address_space(3 << 19)")
+    assert peer.fails("mmapds.Counters(path)")[0] == "OSError"
+    peer("address_space(1 << 40)")
+    assert peer("mmapds.Counters(path)[0]") == 5
+
+
+def test_no_descriptor_for_the_sync_of_a_name(peer: Peer) -> None:
+    peer("c = mmapds.Counters(path, 4, durability='power'); c['x'] = 1")
+    peer("free = os.dup(0); os.close(free); before = resource.getrlimit(resource.RLIMIT_NOFILE)")
+    peer("resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, before[1]))")
+    name, message = peer.fails("c.add('new')")
+    assert (name, "Too many open files" in message) == ("OSError", True), message
+    peer("resource.setrlimit(resource.RLIMIT_NOFILE, before)")
+    assert peer("c.add('new')") == 1
+
+
+def test_calls_on_a_mapping_that_the_kernel_refuses(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        anonymous().keep(-1)
+    with Region.open(tmp_path / "it", 4096) as r, pytest.raises(OSError, match="Invalid argument"):
+        r._advise(12345, 0, None)
+    mapping = anonymous(8192)
+    with memoryview(mapping), pytest.raises(BufferError):
+        mapping.trim(4096)
+
+
+def test_r28_no_memory_for_the_lock_of_who_writes(peer: Peer) -> None:
+    peer(
+        """
+import _testcapi
+outcomes = []
+with mmapds.Synchronizer(path, codec="raw") as s:
+    s.write_bytes(b"x")
+for n in range(12):
+    s = mmapds.Synchronizer(path, codec="raw", mode="private")
+    _testcapi.set_nomemory(n, n + 1)
+    try:
+        s.write_bytes(b"x")
+        outcome = "done"
+    except MemoryError:
+        outcome = "no memory"
+    finally:
+        _testcapi.remove_mem_hooks()
+    outcomes.append(outcome)
+    s.write_bytes(b"y")
+    assert bytes(s.load()) == b"y"
+    s.close()
+"""
+    )
+    assert "no memory" in peer("outcomes")
+
+
+def test_no_addresses_for_what_views_keep(peer: Peer) -> None:
+    """The part that is cut off is copied for the view: if it cannot be, nothing is cut."""
+    peer("r = mmapds.Region.open(path, 64 << 20); r[50 << 20] = 7; view = memoryview(r); address_space(1 << 20)")
+    assert peer.fails("r.resize(4096)")[0] == "OSError"
+    assert peer("len(r), r[50 << 20], view[50 << 20], os.stat(path).st_size") == (64 << 20, 7, 7, 64 << 20)
+
+
+def test_memory_that_may_not_be_locked(peer: Peer) -> None:
+    peer("from mmapds._native.region import FLAGS, Mapping")
+    peer("m = Mapping(-1, 1 << 20, FLAGS['READ'] | FLAGS['WRITE'], FLAGS['PRIVATE'] | FLAGS['ANONYMOUS'])")
+    peer("resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0)); os.getuid() or os.setresuid(65534, 65534, 65534)")
+    assert peer.fails("m.lock_memory()")[0] in ("OSError", "PermissionError")
+
+
+@pytest.fixture(scope="module")
+def starved(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A peer whose native modules' n-th allocation can be made to fail."""
+    compiler = failpoints.compiler()
+    if compiler is None:
+        pytest.skip("no C compiler, to build what is preloaded")
+    target = str(tmp_path_factory.mktemp("nomem") / "nomem.so")
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", target, str(SUPPORT / "nomem.c")], check=True)
+    with Peer(SETUP + "import ctypes\nlibrary = ctypes.CDLL(None)", env={"LD_PRELOAD": target}) as peer:
+        yield peer
+
+
+@pytest.mark.parametrize("table", ["mappings", "locks"])
+def test_r28_no_memory_for_the_tables_of_the_process(starved: Peer, tmp_path: Path, table: str) -> None:
+    """They grow by 256 at a time."""
+    starved(
+        """
+from mmapds._native.kernel import LockFile
+kept, outcomes, file = [], [], open(path, "w")
+library.nomem_arm(1)
+for n in range(300):
+    try:
+        if table == "mappings":
+            kept.append(mmapds.Region.anonymous(4096))
+        else:
+            kept.append(LockFile(file.fileno(), path))
+    except (MemoryError, OSError) as error:
+        outcomes.append(type(error).__name__ if isinstance(error, MemoryError) else error.errno)
+        library.nomem_arm(0)
+library.nomem_arm(0)
+""",
+        path=str(tmp_path / "it"),
+        table=table,
+    )
+    assert starved("outcomes") == (["MemoryError"] if table == "mappings" else [errno.ENOMEM])
+    starved("del kept; file.close(); import gc; gc.collect(); mmapds.Region.open(path, 4096).lock(0).acquire()")
+
+
+# ---- hostile words -------------------------------------------------------------------------------------------------
+
+
+def test_a_data_file_of_the_crate_that_is_gone(tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    with Synchronizer(path, codec="raw", protocol="mmap-sync") as s:
+        s.write_bytes(b"value")
+    os.unlink(f"{path}_data_0")
+    with (
+        Synchronizer(path, codec="raw", protocol="mmap-sync", mode="readonly") as s,
+        pytest.raises(CorruptionError, match="data_0 is missing"),
+    ):
+        s.load()
+
+
+@pytest.mark.parametrize("capacity", [0, 1 << 20, 1 << 40, (1 << 64) - 1])
+def test_r16_a_queue_that_says_it_has_entries_that_are_not_there(tmp_path: Path, capacity: int) -> None:
+    path = str(tmp_path / "it")
+    with Queue(path) as q:
+        q.put(1)
+    queuefiles.poke_word(queuefiles.meta(path), queuefiles.WORDS["capacity"], capacity)
+    with pytest.raises(CorruptionError, match="entries"):
+        Queue(path)
+
+
+def test_r16_a_queue_without_its_sentinel_is_not_opened(tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    with Queue(path) as q:
+        q.put(1)
+    queuefiles.poke_word(queuefiles.meta(path), queuefiles.SENTINEL, 0)
+    with pytest.raises(MappingLost):
+        Queue(path)
+
+
+def test_r16_entries_that_come_and_are_not_in_the_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    with Queue(path) as q:
+        q.put_many([1, 2])
+        claim = q.claim()
+        meta = queuefiles.meta(path)
+        before = queuefiles.word(meta, queuefiles.WORDS["capacity"])
+        for capacity in (1 << 20, 1 << 40, 1):
+            queuefiles.poke_word(meta, queuefiles.WORDS["capacity"], capacity)
+            with pytest.raises(CorruptionError, match="entries"):
+                q._remap()
+        queuefiles.poke_word(meta, queuefiles.WORDS["capacity"], before)
+        claim.ack()
+        assert q.get() == 2
+
+
+def test_r16_a_name_that_was_given_up_is_no_name(tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    with Counters(path, 4) as c:
+        c["x"] = 5
+        c["y"] = 6
+    found = counterfiles.Snapshot(path)
+    extent = found.extents[0]
+    damaged = counterfiles.entry(0, b"", found.identity, b"damaged ")
+    counterfiles.poke(path, extent.names_start, damaged)
+    with Counters(path) as c:
+        assert list(c) == ["y"]
+        assert dict(c.items()) == {"y": 6}
+
+
+# ---- cuts ----------------------------------------------------------------------------------------------------------
+
+
+@leaves_it
+def test_r09_a_reader_whose_pin_is_in_a_page_that_is_gone(tmp_path: Path) -> None:
+    """It has the version, and nobody would see that it has it."""
+    path = str(tmp_path / "it")
+    s = Synchronizer(path, codec="raw")
+    s.write_bytes(b"value")
+    s.read().release()
+    os.truncate(syncfiles.sync(path), 8192)
+    with pytest.raises(MappingLost):
+        s.read()
+    for job in (s.read, s.load, lambda: s.version, lambda: s.wait(5, 0.01), lambda: s.write_bytes(b"x")):
+        with pytest.raises(MappingLost):
+            job()
+
+
+def test_r05_r09_a_pin_of_our_own_when_another_thread_finds_that_a_file_was_cut(peer: Peer) -> None:
+    """The handle gives its slot back, and the thread that waits for the pins must not take it for a dead reader's."""
+    peer(
+        """
+import threading, time
+s = mmapds.Synchronizer(path, codec="raw")
+s.write_bytes(b"1" * 5000)
+kept = s.read().data
+s.write_bytes(b"2" * 5000)
+s.read().release()
+outcome = []
+def write():
+    try:
+        s.write_bytes(b"3" * 5000, grace=30.0)
+        outcome.append("written")
+    except mmapds.MappingLost:
+        outcome.append("lost")
+thread = threading.Thread(target=write)
+thread.start()
+time.sleep(0.1)
+os.truncate(path + "_data_0", 4096)
+found = raises(mmapds.MappingLost, s.read)
+thread.join()
+"""
+    )
+    assert peer("found, outcome") == (0, ["lost"])
+    assert peer("bytes(kept) == b'1' * 5000") is True
+
+
+@leaves_it
+def test_r09_after_a_lost_value_the_handle_is_of_no_use(tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    with Synchronizer(path, codec="raw") as w:
+        w.write_bytes(b"value" * 5000)
+        s = Synchronizer(path)
+        s.read().release()
+        os.truncate(syncfiles.data(path, 1), 4096)
+        with pytest.raises(MappingLost):
+            s.read()
+        for job in (lambda: s.version, s.read, lambda: s.wait(5, 0.01), lambda: s.write_bytes(b"x")):
+            with pytest.raises(MappingLost):
+                job()
+
+
+@leaves_it
+@pytest.mark.parametrize("mode", ["shared", "readonly"])
+def test_r09_floats_whose_cells_are_gone(tmp_path: Path, mode: Any) -> None:
+    path = str(tmp_path / "it")
+    with Counters(path, 4, dtype="f64") as c:
+        c["x"] = 5.5
+    c = Counters(path, mode=mode, dtype="f64")
+    x = c.counter("x")
+    if mode == "readonly":
+        for change in (x.add, x.reset, lambda: x.store(1.0), x.fetch_add):
+            with pytest.raises(PermissionError):
+                change()
+    os.truncate(path, 0)
+    with pytest.raises(MappingLost):
+        x.load()
+
+
+@leaves_it
+def test_r09_a_payload_that_is_gone_is_not_passed_over(tmp_path: Path) -> None:
+    """The last item's head is there: without a look it would just be left out."""
+    path = str(tmp_path / "it")
+    with Queue(path, codec="raw", segment_size=1 << 16) as q:
+        q.put_many([b"first", bytes(range(256)) * 100])
+    with Queue(path, mode="readonly") as q:
+        found = iter(q)
+        assert next(found) == b"first"
+        os.truncate(queuefiles.segment(path, queuefiles.segments(path)[0]), 8192)
+        with pytest.raises(MappingLost):
+            next(found)
+
+
+@leaves_it
+def test_r09_a_dead_letter_is_not_made_of_zeros(tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    q = Queue(path, codec="raw", segment_size=1 << 16)
+    q.put(bytes(range(256)) * 100)
+    claim = q.claim()
+    os.truncate(queuefiles.segment(path, queuefiles.segments(path)[0]), 8192)
+    with pytest.raises(MappingLost):
+        claim.bury("why")
+    assert q.stats()["dead"] == 0
+
+
+@leaves_it
+def test_r09_a_word_that_is_waited_for_in_a_file_that_was_cut(tmp_path: Path) -> None:
+    with Region.open(tmp_path / "it", 8192) as r:
+        word = r.atomic(4096)
+        os.truncate(tmp_path / "it", 0)
+        for expected in (0, 1):
+            with pytest.raises(MappingLost):
+                word.wait(expected, timeout=0.05)
+
+
+# ---- looking at a queue's files: each call alone ---------------------------------------------------------------------
+
+
+def mapped(path: str) -> Mapping:
+    with open(path, "r+b") as file:
+        protection = FLAGS["READ"] | FLAGS["WRITE"]
+        return Mapping(file.fileno(), os.path.getsize(path), protection, FLAGS["SHARED"], path)
+
+
+class Files(NamedTuple):
+    """The files of a queue, mapped as recovery maps them."""
+
+    meta: Mapping
+    reader: SegmentReader
+    segment: str
+    start: int
+    size: int
+
+    @classmethod
+    def of(cls, folder: Path) -> Files:
+        path = str(folder / "it")
+        with Queue(path, codec="raw", segment_size=1 << 16) as q:
+            q.put_many([bytes(range(1, 251)) * 40] * 3)
+        found = queuefiles.Snapshot(path)
+        (number,) = found.files
+        segment = queuefiles.segment(path, number)
+        start = number * found.segment_size
+        return cls(
+            mapped(queuefiles.meta(path)), SegmentReader(mapped(segment), start, found.identity), segment, start + 4096,
+            found.segment_size,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda reader, record: reader.at(record.position),
+        lambda reader, record: reader.payload(record),
+        lambda reader, record: reader.intact(record),
+        lambda reader, record: reader.run(record.position, record.sequence, 0),
+        lambda reader, record: reader.find(record.position, 0, 1 << 40),
+        lambda reader, record: reader.blank(record.position),
+        lambda reader, record: reader.raw(record.position, record.next),
+        lambda reader, record: reader.clear(record.position),
+        lambda reader, record: reader.store_state(record, 2, 1, 0, 0, 0),
+    ],
+    ids=["at", "payload", "intact", "run", "find", "blank", "raw", "clear", "store_state"],
+)
+def test_r09_each_look_at_a_segment_that_is_cut(tmp_path: Path, look: Any) -> None:
+    """Zeros are no end of what was put, and no bytes to keep."""
+    files = Files.of(tmp_path)
+    record = files.reader.at(files.start)
+    assert record is not None
+    assert files.reader.intact(record)
+    os.truncate(files.segment, 4096)
+    with pytest.raises(MappingLost):
+        look(files.reader, record)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda meta, _rebuild: reset_control(meta, 0, 0, 0, 0, 1, 42, 0, 0),
+        lambda _meta, rebuild: rebuild.add(69632, 0, 10, 0, 0, 0),
+        lambda _meta, rebuild: rebuild.end(False),
+        lambda meta, _rebuild: copy_control(meta, 42),
+    ],
+    ids=["reset", "add", "end", "copy"],
+)
+def test_r09_each_step_of_a_recovery_whose_meta_is_cut(tmp_path: Path, step: Any) -> None:
+    files = Files.of(tmp_path)
+    rebuild = Rebuild(files.meta, files.size, 42)
+    os.truncate(tmp_path / "it" / "meta", 0)
+    with pytest.raises(MappingLost):
+        step(files.meta, rebuild)
+
+
+def test_r09_no_copy_of_an_index_of_which_a_page_is_gone(tmp_path: Path) -> None:
+    files = Files.of(tmp_path)
+    os.truncate(tmp_path / "it" / "meta", queuefiles.ENTRIES)
+    assert memoryview(files.meta)[queuefiles.ENTRIES + 4096 - 96] == 0
+    queuefiles.poke_word(queuefiles.meta(tmp_path / "it"), queuefiles.WORDS["used"], 1)
+    with pytest.raises(MappingLost):
+        copy_control(files.meta, 0)
+    with pytest.raises(MappingLost):
+        repaired_copy(files.meta, 1)
+
+
+def test_r16_items_that_are_not_there_when_they_are_entered(tmp_path: Path) -> None:
+    files = Files.of(tmp_path)
+    record = files.reader.at(files.start)
+    assert record is not None
+    rebuild = Rebuild(files.meta, files.size, 42)
+    with pytest.raises(CorruptionError, match="a record changed while"):
+        rebuild.add_run(files.reader, files.start + 8, record.next)
+    with pytest.raises(CorruptionError, match="have changed while"):
+        Rebuild(files.meta, files.size, 0).add(files.start, 0, 10, 0, 0, 0)
+    os.truncate(files.segment, 4096)
+    with pytest.raises(MappingLost):
+        rebuild.add_run(files.reader, files.start, record.next)
+
+
+class Cutting:
+    """A codec under whose hands the file is cut."""
+
+    name = "cutting"
+    path = ""
+
+    def encode(self, value: bytes) -> bytes:
+        return value
+
+    def decode(self, data: Any) -> bytes:
+        if self.path:
+            os.truncate(self.path, 8192)
+        return bytes(data)
+
+
+@leaves_it
+def test_r09_a_value_that_is_cut_while_it_is_decoded(tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    codec = Cutting()
+    s = Synchronizer(path, codec=codec)
+    s.write(b"1" * 20_000)
+    codec.path = syncfiles.data(path, 1)
+    with pytest.raises(MappingLost):
+        s.load()
+
+
+def test_a_value_that_changes_while_it_is_written(tmp_path: Path) -> None:
+    """Its bytes are those of the very file that it goes to, a little further on."""
+    path = str(tmp_path / "it")
+    with Synchronizer(path, codec="raw", durability="power") as s:
+        for _ in range(4):
+            s.write_bytes(random.randbytes(200_000))
+        with (
+            open(syncfiles.data(path, 1), "rb") as file,
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content,
+            memoryview(content)[4104:154_104] as source,
+            pytest.raises(CorruptionError, match="while they were"),
+        ):
+            s.write_bytes(source)
+        assert s.version == 4
+        s.write_bytes(b"fine")
+        assert bytes(s.load()) == b"fine"
+
+
+@leaves_it
+def test_r09_a_private_copy_of_emmaps_cells_that_are_gone(tmp_path: Path) -> None:
+    """As if the file were cut between its mapping and its copy."""
+    path = str(tmp_path / "it")
+    with Counters(path, 4, layout="emmap") as c:
+        c[0] = 5
+    c = Counters(path, 4, layout="emmap", mode="readonly")
+    os.truncate(path, 0)
+    with pytest.raises(MappingLost):
+        c._copy()
+
+
+class Interrupting:
+    """A codec that is interrupted in the middle of a list."""
+
+    name = "interrupting"
+
+    def encode(self, value: bytes) -> bytes:
+        return value
+
+    def decode(self, data: Any) -> bytes:
+        if bytes(data) == b"stop":
+            raise KeyboardInterrupt
+        return bytes(data)
+
+
+def test_r28_what_was_got_before_an_interruption_is_not_lost(tmp_path: Path) -> None:
+    with Queue(tmp_path / "it", codec=Interrupting()) as q:
+        q.put_many([b"first", b"second", b"stop", b"third", b"fourth"])
+        with pytest.raises(KeyboardInterrupt) as caught:
+            q.get_many(4)
+        assert caught.value.items == [b"first", b"second", b"third"]  # type: ignore[attr-defined]
+        assert q.get() == b"fourth"
+
+
+# ---- with failpoints -----------------------------------------------------------------------------------------------
+
+
+def cut(path: str | Path) -> None:
+    with open(path, "r+b") as file:
+        file.truncate(0)
+
+
+def outcome(stage: Stage, name: str = "held") -> str:
+    """What the peer that goes on is told; it has nothing left that could be closed in peace."""
+    with pytest.raises(PeerError) as caught:
+        stage[name].receive()
+    stage.drop(name)
+    return str(caught.value.name)
+
+
+@with_failpoints
+@pytest.mark.parametrize("what", ["c.reserve('name', 3)", "c.counter('name').reserve(3)"])
+def test_r09_cells_that_go_before_numbers_are_reserved(stage: Stage, path: str, what: str) -> None:
+    """They would be numbers that others have."""
+    with Counters(path, 4) as c:
+        c["name"] = 5
+    stage["held"]("c = mmapds.Counters(path)", path=path)
+    stage["held"].hold(what, "compare_exchange")
+    cut(path)
+    stage["held"].go()
+    assert outcome(stage) == "MappingLost"
+
+
+CRATE = "s = mmapds.Synchronizer(path, codec='raw', protocol='mmap-sync'); s.write_bytes(b'x')"
+QUEUE = "q = mmapds.Queue(path, codec='raw'{}); q.put_many([b'0', b'1']); c = q.claim()"
+POWER = QUEUE.format(", durability='power'")
+IN_THE_MIDDLE = {
+    "release": (
+        "r = mmapds.Region.open(path, 4096); l = r.lock(0); l.acquire()",
+        "l.release()",
+        "lockword_release",
+        "",
+    ),
+    "crate": (CRATE, "s.write_bytes(b'y')", "write_locked store_seq_cst_u64", "_state"),
+    "put_many": (QUEUE.format(""), "q.put_many([b'x', b'y'])", "queue_put_one store", "/meta"),
+    "durable, segment": (POWER, "q.put(b'x')", "call msync", "/*.segment"),
+    "durable, meta": (POWER, "q.put(b'x')", "call msync", "/meta"),
+    "ack": (QUEUE.format(""), "c.ack()", "queue_commit", "/*.segment"),
+    "flush": ("c = mmapds.Counters(path, 4); c['x'] = 1", "c.flush()", "call msync", ""),
+    "names": ("c = mmapds.Counters(path, 4); c['x'] = 1", "c.add('new')", "counters_create store", ""),
+}
+
+
+@with_failpoints
+@pytest.mark.parametrize("case", IN_THE_MIDDLE)
+def test_r09_an_operation_in_whose_middle_the_file_is_cut(stage: Stage, path: str, case: str) -> None:
+    """It is told, not the next one."""
+    prepare, job, point, name = IN_THE_MIDDLE[case]
+    peer = stage["held"]
+    peer(prepare, path=path)
+    peer.hold(job, point)
+    (file,) = glob.glob(path + name)
+    cut(file)
+    peer.go()
+    assert outcome(stage) == "MappingLost"
+
+
+@with_failpoints
+@pytest.mark.parametrize("how", ["cut", "changed"])
+def test_r09_r16_a_file_that_is_cut_or_changed_while_it_is_recovered(stage: Stage, path: str, how: str) -> None:
+    """The sizes of the extents are those that were checked when they were mapped."""
+    with Counters(path, 4) as c:
+        c["x"] = 5
+    counterfiles.other_boot(path)
+    peer = stage["held"]
+    peer.hold("c = mmapds.Counters(path)", "counters_names load", 3, path=path)
+    if how == "cut":
+        cut(path)
+    else:
+        counterfiles.poke_word(path, counterfiles.EXTENTS + 8, 1 << 40)
+    peer.go()
+    assert outcome(stage) == ("MappingLost" if how == "cut" else "CorruptionError")
+
+
+@with_failpoints
+@pytest.mark.parametrize("failed", ["this", "another"])
+def test_r12_numbers_that_are_not_on_the_disk_are_not_handed_out(stage: Stage, path: str, failed: str) -> None:
+    with Counters(path, 4, durability="power") as c:
+        c["name"] = 5
+    peer = stage["held"]
+    peer("c = mmapds.Counters(path)", path=path)
+    peer.hold("c.reserve('name', 3)", "call msync")
+    if failed == "this":
+        peer.fail(errno.EIO)
+    else:
+        counterfiles.poke_word(path, counterfiles.FAILED, 1)
+        peer.go()
+    with pytest.raises(PeerError) as caught:
+        peer.receive()
+    assert caught.value.name == "DurabilityFailed"
+    with pytest.raises(PeerError, match="DurabilityFailed"):
+        peer("c.reserve('name', 3)")
+    with pytest.raises(PeerError, match="DurabilityFailed"):
+        peer("c.add('new')")
+    with Counters(path) as c:
+        assert "new" not in c
+
+
+@with_failpoints
+def test_r09_a_private_copy_of_cells_that_go(stage: Stage, path: str) -> None:
+    with Counters(path, 4) as c:
+        c[1] = 5
+    peer = stage["held"]
+    peer.hold("mmapds.Counters(path, mode='private')[1]", "copy store_relaxed_u64", path=path)
+    with open(path, "r+b") as file:
+        file.truncate(8192)
+    peer.go()
+    assert outcome(stage) == "MappingLost"
+
+
+@with_failpoints
+def test_a_part_of_the_file_that_cannot_be_mapped(stage: Stage, path: str) -> None:
+    with Counters(path, 4) as c:
+        c["name"] = 5
+    peer = stage["a"]
+    for number in range(3):  # the control page, the cells, the entries
+        peer.hold("mmapds.Counters(path)['name']", "call mmap", number, path=path)
+        peer.fail(errno.ENOMEM)
+        with pytest.raises(PeerError, match="Cannot allocate memory"):
+            peer.receive()
+    assert peer("c = mmapds.Counters(path); c['name']") == 5
+
+
+@with_failpoints
+def test_a_flush_of_a_region_that_the_disk_refuses(stage: Stage, path: str) -> None:
+    peer = stage["a"]
+    peer("r = mmapds.Region.open(path, 4096); r[0] = 1", path=path)
+    peer.hold("r.flush()", "call msync")
+    peer.fail(errno.EIO)
+    with pytest.raises(PeerError, match="Input/output error"):
+        peer.receive()
+
+
+@with_failpoints
+def test_a_long_value_that_the_disk_does_not_take(stage: Stage, path: str) -> None:
+    with Synchronizer(path, codec="raw", durability="power") as s:
+        s.write_bytes(b"x" * 200_000)
+    peer = stage["a"]
+    peer("w = mmapds.Synchronizer(path)\nfor n in range(3): w.write_bytes(b'y' * 200_000)", path=path)
+    peer.hold("w.write_bytes(b'z' * 200_000)", "call pwrite")
+    peer.fail(errno.EIO)
+    with pytest.raises(PeerError) as caught:
+        peer.receive()
+    assert (caught.value.name, "Input/output error" in caught.value.message) == ("OSError", True)
+    with Synchronizer(path) as s:
+        assert bytes(s.load()) == b"y" * 200_000
+
+
+@with_failpoints
+@pytest.mark.parametrize("number", [0, 1], ids=["value", "version"])
+def test_r12_a_version_that_the_disk_does_not_take(stage: Stage, path: str, number: int) -> None:
+    with Synchronizer(path, codec="raw", durability="power") as s:
+        s.write_bytes(b"first")
+    peer = stage["a"]
+    peer("w = mmapds.Synchronizer(path); w.write_bytes(b'second'); w.write_bytes(b'third')", path=path)
+    peer.hold("w.write_bytes(b'fourth')", "call msync", number)
+    peer.fail(errno.EIO)
+    with pytest.raises(PeerError) as caught:
+        peer.receive()
+    assert caught.value.name == "DurabilityFailed"
+    assert syncfiles.sequence(path) == 3 + number
+
+
+@with_failpoints
+def test_an_extent_for_which_the_disk_has_no_room(stage: Stage, path: str) -> None:
+    with Counters(path, 4) as c:
+        c["name"] = 5
+    peer = stage["a"]
+    peer("c = mmapds.Counters(path)", path=path)
+    assert "fallocate" in peer.hold("for n in range(2000): c.add(str(n))", "fallocate")
+    peer.fail(errno.EIO)
+    with pytest.raises(PeerError, match="Input/output error"):
+        peer.receive()
+    assert peer("c.add('name')") == 6
+
+
+@with_failpoints
+def test_r12_a_segment_that_a_put_of_many_leaves_and_the_disk_does_not_take(stage: Stage, path: str) -> None:
+    with Queue(path, codec="raw", segment_size=1 << 16, durability="power") as q:
+        q.put(b"first")
+    peer = stage["a"]
+    peer("q = mmapds.Queue(path)", path=path)
+    peer.hold("q.put_many([bytes(50_000)] * 3)", "call msync")
+    peer.fail(errno.EIO)
+    with pytest.raises(PeerError) as caught:
+        peer.receive()
+    assert caught.value.name == "DurabilityFailed"
+
+
+@with_failpoints
+def test_r09_words_whose_page_goes_when_somebody_falls_asleep(stage: Stage, path: str) -> None:
+    """The kernel cannot look at the word, and says EFAULT: that is a lost mapping."""
+    peer = stage["held"]
+    peer("r = mmapds.Region.open(path, 8192); word = r.atomic(4096)", path=path)
+    peer.hold("word.wait(0, 5)", "call futex_wait")
+    cut(path)
+    peer.go()
+    assert outcome(stage) == "MappingLost"
+
+
+@with_failpoints
+def test_r09_a_version_whose_page_goes_when_somebody_falls_asleep(stage: Stage, path: str) -> None:
+    with Synchronizer(path, codec="raw") as s:
+        s.write_bytes(b"x")
+    peer = stage["held"]
+    peer("s = mmapds.Synchronizer(path)", path=path)
+    peer.hold("s.wait(1, 5)", "call futex_wait")
+    cut(syncfiles.sync(path))
+    peer.go()
+    assert outcome(stage) == "MappingLost"
+
+
+def test_r09_a_word_whose_page_is_gone_wakes_nobody(tmp_path: Path) -> None:
+    with Region.open(tmp_path / "it", 8192) as r:
+        word = r.atomic(4096)
+        os.truncate(tmp_path / "it", 0)
+        with pytest.raises(OSError, match=r"Bad address|is gone"):
+            word.wake()
+
+
+@with_failpoints
+def test_a_long_item_that_another_consumer_takes_first(stage: Stage, path: str) -> None:
+    """It is got by a claim, because its bytes are copied without the lock: somebody may come between."""
+    with Queue(path, codec="raw") as q:
+        q.put(bytes(1 << 20))
+    slow, fast = stage["a"], stage["b"]
+    for peer in (slow, fast):
+        peer("q = mmapds.Queue(path)", path=path)
+    slow.hold("q.get_nowait()", "lockword_try compare_exchange", 4)  # its place, two looks, its size
+    assert len(fast("q.get_nowait()")) == 1 << 20
+    slow.go()
+    with pytest.raises(PeerError, match="Empty"):
+        slow.receive()
+
+
+# ---- the queue -----------------------------------------------------------------------------------------------------
+
+
+def tired(stage: Stage, path: str) -> None:
+    """A queue with one item, which has been tried as often as it may, by one who is dead."""
+    with Queue(path, codec="raw", max_attempts=1):
+        pass
+    stage["a"]("q = mmapds.Queue(path); q.put(b'first'); q.get(); q.put(b'item')", path=path)
+    stage["victim"]("q = mmapds.Queue(path); c = q.claim()", path=path)
+
+
+@with_failpoints
+@pytest.mark.parametrize("take", ["get_nowait()", "get_many(2, False)", "claim(timeout=0)", "claim_many(2, timeout=0)"])
+def test_r20_an_item_that_is_tired_is_not_handed_out(stage: Stage, path: str, take: str) -> None:
+    tired(stage, path)
+    other = stage["a"]
+    stage["victim"].kill()
+    assert other.fails(f"q.{take}")[0] == "Empty"
+    assert other("[q.stats()[name] for name in ('dead', 'claimed', 'items')]") == [1, 0, 0]
+
+
+@with_failpoints
+@pytest.mark.parametrize("take", ["get(timeout=0.6)", "claim(timeout=0.6)"])
+def test_r20_an_item_that_is_tired_is_not_handed_out_to_who_waits(stage: Stage, path: str, take: str) -> None:
+    tired(stage, path)
+    other = stage["a"]
+    other.hold(f"q.{take}", "call futex_wait")
+    stage["victim"].kill()
+    other.go()
+    with pytest.raises(PeerError, match="Empty"):
+        other.receive()
+    assert other("[q.stats()[name] for name in ('dead', 'claimed', 'items')]") == [1, 0, 0]
+
+
+@with_failpoints
+def test_a_consumer_that_waits_gets_an_item_that_is_longer_than_it_thought(stage: Stage, path: str) -> None:
+    producer, consumer = stage["a"], stage["b"]
+    producer("q = mmapds.Queue(path, codec='raw')", path=path)
+    consumer("q = mmapds.Queue(path)", path=path)
+    consumer.hold("q.get(timeout=5)", "call futex_wait")
+    producer("q.put(b'x' * 50_000)")
+    consumer.go()
+    assert consumer.receive() == b"x" * 50_000
+
+
+def test_puts_go_on_behind_a_segment_that_is_gone(tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    with Queue(path) as q:
+        q.put(1)
+    os.unlink(queuefiles.segment(path, queuefiles.segments(path)[0]))
+    with Queue(path) as q:
+        with pytest.raises(CorruptionError, match="is missing, and 1 items"):
+            q.put(2)
+        q.put(2)
+        assert q.get_nowait() == 2
+
+
+@with_failpoints
+def test_a_segment_that_comes_too_late(stage: Stage, path: str) -> None:
+    """Others have made it, filled it, and finished it meanwhile: it must not get the name."""
+    with Queue(path, codec="raw", segment_size=1 << 16) as q:
+        q.put(bytes(60_000))
+    slow, fast = stage["a"], stage["b"]
+    for peer in (slow, fast):
+        peer("q = mmapds.Queue(path)", path=path)
+    slow.hold("q.put(b'late' * 15_000)", "call pwrite")
+    fast("for _ in range(2): q.put(bytes(60_000))")
+    fast("for _ in range(3): assert q.get_nowait() == bytes(60_000)")
+    slow.go()
+    slow.receive()
+    assert fast("q.get_nowait() == b'late' * 15_000, q.qsize()") == (True, 0)
+
+
+@with_failpoints
+def test_r28_a_claim_that_a_signal_comes_into_is_not_left_behind(stage: Stage, path: str) -> None:
+    """It waits for the lock, and the signal comes when it has it: who is interrupted does not keep the item."""
+    with Queue(path, codec="raw") as q:
+        q.put_many([b"first", b"item"])
+    owner, waiter = stage["a"], stage["b"]
+    for peer in (owner, waiter):
+        peer("q = mmapds.Queue(path); q.claim().nack()", path=path)
+    owner.hold("q.claim().item", "queue_commit")
+    waiter.hold("c = q.claim().item", "call futex_wait")
+    owner.go()
+    owner.receive()
+    waiter.go("queue_commit")
+    os.kill(waiter.pid, signal.SIGINT)
+    waiter.go()
+    with pytest.raises(PeerError, match="KeyboardInterrupt"):
+        waiter.receive()
+    assert waiter("q.stats()['claimed']") == 0
+
+
+@with_failpoints
+def test_r06_a_value_is_synced_before_its_version_is_published_and_then_that(stage: Stage, path: str) -> None:
+    with Synchronizer(path, codec="raw", durability="power") as s:
+        s.write_bytes(b"first")
+    peer = stage["a"]
+    peer("w = mmapds.Synchronizer(path); w.write_bytes(b'second'); w.write_bytes(b'third')", path=path)
+    assert "data" in peer.hold("w.write_bytes(b'fourth')", "call msync")
+    assert syncfiles.sequence(path) == 3
+    assert "sync" in peer.go("call msync").split("call msync")[1]
+    assert syncfiles.sequence(path) == 4
+    peer.go()
+    peer.receive()
+
+
+@with_failpoints
+def test_r05_a_copying_reader_of_another_boots_file_that_comes_to_life_meanwhile(stage: Stage, path: str) -> None:
+    """The V that it looks at is its own copy: it says nothing about who writes into the data that it copies."""
+    with Synchronizer(path, codec="raw") as s:
+        s.write_bytes(pattern(1))
+        s.write_bytes(pattern(2))
+    syncfiles.other_boot(syncfiles.sync(path))
+    reader, writer = stage["a"], stage["b"]
+    reader("s = mmapds.Synchronizer(path, mode='readonly')", path=path)
+    reader.hold("number(s.load())", "call mmap data")
+    writer("w = mmapds.Synchronizer(path); w.write_bytes(pattern(3)); w.write_bytes(pattern(4))", path=path)
+    reader.go()
+    assert reader.receive() == 4
+
+
+HANDLER = r"""
+#include <setjmp.h>
+#include <signal.h>
+static sigjmp_buf back;
+static void handler(int signal) { siglongjmp(back, 1); }
+void install(void)
+{
+    struct sigaction mine = {.sa_handler = handler};
+    sigaction(SIGBUS, &mine, 0);
+}
+int touch(volatile char *where) { return sigsetjmp(back, 1) ? -1 : *where; }
+"""
+
+
+def test_r09_a_handler_from_between_two_of_our_mappings_is_not_forgotten_at_the_third(
+    peer: Peer, tmp_path: Path
+) -> None:
+    compiler = failpoints.compiler()
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    source, built = tmp_path / "handler.c", tmp_path / "handler.so"
+    source.write_text(HANDLER)
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(built), str(source)], check=True)
+    peer(
+        """
+import ctypes, mmap
+library = ctypes.CDLL(built)
+kept = [mmapds.Region.anonymous(4096)]
+library.install()
+kept += [mmapds.Region.anonymous(4096) for _ in range(2)]
+file = open(path, "w+b")
+file.truncate(8192)
+foreign = mmap.mmap(file.fileno(), 8192)
+file.truncate(0)
+address = ctypes.addressof(ctypes.c_char.from_buffer(foreign))
+""",
+        built=str(built),
+    )
+    assert peer("library.touch(ctypes.c_void_p(address + 5000))") == -1
+
+
+@with_failpoints
+def test_r28_no_memory_for_a_look_at_a_queue_that_is_in_the_middle_of_something(
+    stage: Stage, path: str, starved: Peer
+) -> None:
+    with Queue(path) as q:
+        q.put_many([1, 2])
+    victim = stage["victim"]
+    victim("q = mmapds.Queue(path)", path=path)
+    starved("q = mmapds.Queue(path)", path=path)
+    victim.hold("q.get()", "queue_commit")
+    victim.kill()
+    starved("library.nomem_arm(1)")
+    try:
+        assert starved.fails("q.stats()")[0] == "MemoryError"
+    finally:
+        starved("library.nomem_arm(0)")
+    assert starved("q.stats()['items']") == 2
+    starved("q.close()")
