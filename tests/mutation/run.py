@@ -35,7 +35,7 @@ from mutants import SWITCH, Mutant, find
 
 ROOT = Path(__file__).parents[2]
 ARGUED = Path(__file__).with_name("argued.txt")
-HANG = 30  # seconds without an end, over three times what the tests need without a mutant
+HANG = 10  # seconds without an end, over three times what the tests need without a mutant
 
 
 class Test(NamedTuple):
