@@ -67,7 +67,7 @@ class _Worker:
     """The other end of one of the processes."""
 
     def __init__(self, work: Mapping[str, Work], cpu: int) -> None:
-        command = [sys.executable, "-m", "mmapds.bench.pairs", str(cpu), json.dumps(work)]
+        command = [sys.executable, "-P", "-m", "mmapds.bench.pairs", str(cpu), json.dumps(work)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin
         assert self._process.stdout

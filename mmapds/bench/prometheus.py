@@ -30,7 +30,7 @@ def cases(stack: ExitStack, directory: str) -> list[Case] | str:
     files = f"{directory}/prometheus"
     os.mkdir(files)
     process = subprocess.Popen(
-        [sys.executable, "-m", "mmapds.bench.prometheus"],
+        [sys.executable, "-P", "-m", "mmapds.bench.prometheus"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": files},

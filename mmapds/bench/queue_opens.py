@@ -45,7 +45,7 @@ def opens(run: Run, directory: str, count: int) -> None:
 
 def _after_crash(path: str, count: int) -> float:
     """Nanoseconds until the first item is claimed, when all who had the queue open were killed."""
-    command = [sys.executable, "-m", "mmapds.bench.queue_opens", path, str(count)]
+    command = [sys.executable, "-P", "-m", "mmapds.bench.queue_opens", path, str(count)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as victim:
         assert victim.stdout
         said = victim.stdout.readline()

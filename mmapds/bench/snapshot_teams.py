@@ -50,7 +50,7 @@ class Process:
     """One of them, from here."""
 
     def __init__(self, *arguments: object) -> None:
-        command = [sys.executable, "-m", "mmapds.bench.snapshot_teams", *map(str, arguments)]
+        command = [sys.executable, "-P", "-m", "mmapds.bench.snapshot_teams", *map(str, arguments)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self._process.pid
 

@@ -36,7 +36,7 @@ class Worker:
         package = str(Path(mmapds.__file__).parent.parent)
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mmapds.demo.worker", role, prefix, str(number)],
+            [sys.executable, "-P", "-m", "mmapds.demo.worker", role, prefix, str(number)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},

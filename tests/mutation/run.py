@@ -24,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ from mutants import SWITCH, Mutant, find
 
 ROOT = Path(__file__).parents[2]
 ARGUED = Path(__file__).with_name("argued.txt")
-HANG = 10  # seconds without an end, over three times what the tests need without a mutant
+HANG = 15  # seconds without an end, over three times what the tests need without a mutant
 
 
 class Test(NamedTuple):
@@ -117,9 +118,10 @@ def environment(where: Path, number: int) -> dict[str, str]:
 
 def run(where: Path, number: int, tests: list[Test]) -> str:
     """The name of the first test that fails, or does not end; "status N" of a run that broke off; "" if all pass."""
+    folder = tempfile.mkdtemp(prefix="mmapds-mutant-")
     command = [
         sys.executable, "-m", "pytest", "-x", "-v", "-n0", "-p", "no:cacheprovider", "--no-header", "--tb=no",
-        *(test.name for test in tests),
+        f"--basetemp={folder}/tests", *(test.name for test in tests),
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=where, env=environment(where, number), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -130,6 +132,11 @@ def run(where: Path, number: int, tests: list[Test]) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         said, _ = process.communicate()
+    finally:  # what is killed leaves files, and mounts, behind
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            if line.split()[1].startswith(folder):
+                subprocess.run(["umount", "-l", line.split()[1]], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
     if process.returncode == 0:
         return ""
     by = [test.name for test in tests if f"\n{test.name} " in said and f"\n{test.name} PASSED" not in said]

@@ -151,8 +151,14 @@ def test_from_end_to_end():
 
 
 def test_in_a_directory_for_people(tmp_path):
+    clone = (
+        tmp_path / "clone"
+    )  # where it is started, as after `pip install .`: the package that lies there was not built
+    (clone / "mmapds").mkdir(parents=True)
+    (clone / "mmapds" / "__init__.py").write_text("raise ImportError('not built')")
     done = subprocess.run(
-        [*COMMAND, "--seconds", "0.3", "--readers", "2", "--directory", str(tmp_path)],
+        [COMMAND[0], "-P", *COMMAND[1:], "--seconds", "0.3", "--readers", "2", "--directory", str(tmp_path)],
+        cwd=clone,
         capture_output=True,
         text=True,
         timeout=WATCHDOG,
