@@ -150,11 +150,9 @@ def test_from_end_to_end():
     assert "Traceback" not in done.stderr
 
 
-def test_in_a_directory_for_people(tmp_path):
-    clone = (
-        tmp_path / "clone"
-    )  # where it is started, as after `pip install .`: the package that lies there was not built
-    (clone / "mmapds").mkdir(parents=True)
+def test_in_a_directory_for_people(tmp_path, tmp_path_factory):
+    clone = tmp_path_factory.mktemp("clone")  # where `pip install .` was run: the package that lies there was not built
+    (clone / "mmapds").mkdir()
     (clone / "mmapds" / "__init__.py").write_text("raise ImportError('not built')")
     done = subprocess.run(
         [COMMAND[0], "-P", *COMMAND[1:], "--seconds", "0.3", "--readers", "2", "--directory", str(tmp_path)],
