@@ -266,7 +266,7 @@ class CountersInPlace(CountersOpen):
 
     def start(self) -> None:
         self.c: Any = Counters(self.place.path, mode="readonly")
-        self.count = 0
+        self.count = 0x5EED << 40  # no value that damage puts there: the handle would not notice that it has changed
 
     def run(self, random: Random, honest: bool) -> str:
         self.count += 1
