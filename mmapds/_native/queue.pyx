@@ -86,7 +86,7 @@ cdef class QueueCore(QueueTake):
         head = load_acquire_u64(&self.view.control.head)        # first: it does not pass the tail
         tail = load_acquire_u64(&self.view.control.tail)
         if head > tail or found > <int64_t>((tail - head) // MMAPDS_ITEM_HEAD + self.view.control.capacity) \
-                or (found > FEW and not self._can_hold(self.view.control.tail)):
+                or (found > FEW and not self._can_hold(tail)):
             self.settle(QUEUE_DAMAGED)      # nobody should make room for so many
         return max(0, found)
 
@@ -214,8 +214,6 @@ cdef class QueueCore(QueueTake):
             count += status != QUEUE_EMPTY
             ready(self)
         while number < load_relaxed_u64(&self.view.control.used):
-            if number >= load_relaxed_u64(&self.view.control.capacity):
-                self.settle(QUEUE_DAMAGED)
             table = None
             view = self.view
             table = self.table
