@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import failpoints
 import pytest
+from peers import SUPPORT
 from stages import Stage
 
 
@@ -25,3 +28,14 @@ def path(stage: Stage, request: pytest.FixtureRequest) -> Iterator[str]:
     yield str(folder / "it")
     stage.clean()
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def nomem(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What is preloaded so that an allocation of the native modules can be made to fail; see nomem.c."""
+    compiler = failpoints.compiler()
+    if compiler is None:
+        pytest.skip("no C compiler, to build what is preloaded")
+    target = str(tmp_path_factory.mktemp("nomem") / "nomem.so")
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", target, str(SUPPORT / "nomem.c")], check=True)
+    return target

@@ -22,7 +22,7 @@ import failpoints
 import pytest
 import queuefiles
 import syncfiles
-from peers import SUPPORT, Peer, PeerDiedError, PeerError
+from peers import Peer, PeerDiedError, PeerError
 from stages import Stage
 from victims import pattern
 
@@ -328,14 +328,9 @@ def test_memory_that_may_not_be_locked(peer: Peer) -> None:
 
 
 @pytest.fixture(scope="module")
-def starved(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def starved(nomem: str) -> Any:
     """A peer whose native modules' n-th allocation can be made to fail."""
-    compiler = failpoints.compiler()
-    if compiler is None:
-        pytest.skip("no C compiler, to build what is preloaded")
-    target = str(tmp_path_factory.mktemp("nomem") / "nomem.so")
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", target, str(SUPPORT / "nomem.c")], check=True)
-    with Peer(SETUP + "import ctypes\nlibrary = ctypes.CDLL(None)", env={"LD_PRELOAD": target}) as peer:
+    with Peer(SETUP + "import ctypes\nlibrary = ctypes.CDLL(None)", env={"LD_PRELOAD": nomem}) as peer:
         yield peer
 
 

@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peers import SUPPORT, Peer
+from peers import Peer
 
 SETUP = """
 import ctypes, gc
@@ -70,15 +67,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def peer() -> Iterator[Peer]:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler, to build what is preloaded")
-    with tempfile.TemporaryDirectory(prefix="mmapds-nomem-") as folder:
-        target = f"{folder}/nomem.so"
-        subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", target, str(SUPPORT / "nomem.c")], check=True)
-        with Peer(env={"LD_PRELOAD": target}) as peer:
-            yield peer
+def peer(nomem: str) -> Iterator[Peer]:
+    with Peer(env={"LD_PRELOAD": nomem}) as peer:
+        yield peer
 
 
 @pytest.mark.parametrize("case", CASES)

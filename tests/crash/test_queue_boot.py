@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import queuefiles
 from peers import Peer
+from queueitems import drain
 
 from mmapds import Queue, StaleClaim
 
@@ -28,15 +29,6 @@ def path(tmp_path: Path) -> str:
 
 def make(path: str, **options: Any) -> Queue:
     return Queue(path, codec="raw", segment_size=SEGMENT, **options)
-
-
-def drain(q: Queue) -> Items:
-    found = []
-    while True:
-        try:
-            found.append(q.get_nowait())
-        except Empty:
-            return found
 
 
 def crowd(q: Queue, n: int = 300) -> tuple[Items, list[Any]]:

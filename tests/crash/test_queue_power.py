@@ -6,12 +6,12 @@ import random
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 import pytest
 import queuefiles
 from powerloss import Call, Disk, WatchedPeer
+from queueitems import drain
 
 from mmapds import CorruptionError, IncompatibleFormat, Queue
 
@@ -23,15 +23,6 @@ def folder() -> Iterator[Path]:
     """On a disk: durability 'power' is refused on tmpfs."""
     with tempfile.TemporaryDirectory(prefix="mmapds-power-", dir="/var/tmp") as name:
         yield Path(name)
-
-
-def drain(q: Queue) -> Items:
-    found = []
-    while True:
-        try:
-            found.append(q.get_nowait())
-        except Empty:
-            return found
 
 
 def short(items: Iterable[bytes]) -> list[str]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import Empty
 from typing import NamedTuple
 
 import pytest
 import queuefiles
 from peers import Peer
+from queueitems import drain
 
 from mmapds import Queue
 
@@ -170,15 +170,6 @@ def states_of(zygote: Peer, path: str, job: Job, durability: str = "process") ->
     zygote("states(path, out, prepare, job)", path=path, out=out, prepare=job.prepare, job=job.code)
     found: list[dict[str, bytes]] = pickle.loads(Path(out).read_bytes())
     return found
-
-
-def drain(q: Queue) -> Items:
-    found = []
-    while True:
-        try:
-            found.append(q.get_nowait())
-        except Empty:
-            return found
 
 
 def look(path: str) -> Items:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from queueitems import drain
 
 import mmapds
 from mmapds import Empty, Queue
@@ -16,15 +16,6 @@ from mmapds import Empty, Queue
 def q(queue_path: str) -> Iterator[Queue]:
     with Queue(queue_path) as q:
         yield q
-
-
-def drain(q: Queue) -> list[Any]:
-    found = []
-    while True:
-        try:
-            found.append(q.get_nowait())
-        except Empty:
-            return found
 
 
 # ---- put and get ---------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ import gc
 import pickle
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from queueitems import drain
 
 from mmapds import Claim, Closed, Empty, Queue, StaleClaim
 
@@ -17,15 +17,6 @@ from mmapds import Claim, Closed, Empty, Queue, StaleClaim
 def q(queue_path: str) -> Iterator[Queue]:
     with Queue(queue_path) as q:
         yield q
-
-
-def drain(q: Queue) -> list[Any]:
-    found = []
-    while True:
-        try:
-            found.append(q.get_nowait())
-        except Empty:
-            return found
 
 
 def fail(claim: Claim, error: BaseException | None = None) -> Claim:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import queuefiles
 from peers import Peer
+from queueitems import drain
 
 from mmapds import Empty, Queue
 
@@ -34,15 +35,6 @@ def mapped(path: str) -> list[str]:
     """The segments that this process has mapped."""
     found = [line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if path in line]
     return sorted({os.path.basename(name) for name in found if "segment" in name})
-
-
-def drain(q: Queue) -> list[Any]:
-    found = []
-    while True:
-        try:
-            found.append(q.get_nowait())
-        except Empty:
-            return found
 
 
 # ---- wraps ---------------------------------------------------------------------------------------------------------
