@@ -50,7 +50,7 @@ class QueueMaps(QueueCore):
     _frozen: bool  # what is shown is a copy: nothing outside changes it
     _level: int
     _offset: int
-    _found_last: tuple[int, int, int]  # the damaged record that was not set aside: position, entry, changes
+    _found_last: tuple[int, int, int, int]  # what was not set aside: position, entry; head and tally then
 
     # ---- mappings -------------------------------------------------------------------------------------------------
 
@@ -276,18 +276,13 @@ class QueueMaps(QueueCore):
         """A record is not what was written: it, and what cannot be told from it, goes to the quarantine."""
         reader = self._reader(position // self._backing.segment_size)
         name = f"{position // self._backing.segment_size:016x}-{position:x}"
-        words, entries = self._index()
+        words, _ = self._index()
         if number:
             data = reader.raw(position, position + 4096)
             if self._discard(number, position):
                 raise self._spoiled(1, name, data)
-            if any(entry["number"] == number and entry["position"] == position for entry in entries):
-                self._check_changed(words, position)
         if number or words["head"] != position:  # somebody else was faster; or meta contradicts itself
-            found_now = position, number, words["changes"]
-            if found_now == self._found_last:
-                self._check_changed(words, position)
-            self._found_last = found_now
+            self._check_progress(position, number, words)
             return
         tail, upto = words["tail"], words["tail_sequence"]
         found = reader.find(position, words["head_sequence"], upto)
@@ -302,15 +297,17 @@ class QueueMaps(QueueCore):
         data = reader.raw(position, stop)
         if self._skip(position, stop, max(0, sequence - words["head_sequence"])):
             raise self._spoiled(sequence - words["head_sequence"], name, data)
-        self._check_changed(words, position)
+        self._check_progress(position, number, words)
 
-    def _check_changed(self, words: dict[str, int], position: int) -> None:
-        """What was not set aside was changed meanwhile; or it never can be, and would be found for ever."""
-        if self._index()[0]["changes"] == words["changes"]:
+    def _check_progress(self, position: int, number: int, words: dict[str, int]) -> None:
+        """What was not set aside was by somebody else meanwhile; or it never can be, and would be found for ever."""
+        found = position, number, words["head"], words["set_aside"]
+        if found == self._found_last:
             raise CorruptionError(
                 f"{self.path}: the record at {position} is damaged, and cannot be set aside, because meta contradicts "
                 f"itself (head {words['head']}, tail {words['tail']}): restore a copy"
             )
+        self._found_last = found
 
     def _broken_segment(self, number: int) -> None:
         """What has a segment's name is none of this queue's: out of the way, and on behind it."""

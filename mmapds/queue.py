@@ -152,7 +152,7 @@ class Queue(QueueAsync, Handle):
             self._letters = None
             self._use(self.codec, self._least if self._level else None, lease)
             self._offset = _queuefiles.boot_offset()
-            self._found_last = (0, 0, 0)
+            self._found_last = (0, 0, 0, 0)
             self._begin()
             if populate:
                 self._populate()

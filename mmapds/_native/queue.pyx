@@ -194,7 +194,7 @@ cdef class QueueCore(QueueTake):
         cdef queue_view view
         cdef Mapping meta
         cdef Segments table = None
-        cdef uint64_t until, head, changes, number = 0, count = 0
+        cdef uint64_t until, head, aside, number = 0, count = 0
         cdef int status = QUEUE_DONE, found = 0
         ready(self)
         if not self.writable:
@@ -204,12 +204,12 @@ cdef class QueueCore(QueueTake):
             status = self.attempt(QUEUE_DROP, 0, NULL, 0, &item, Box.__new__(Box))
             if status == QUEUE_BAD:
                 head = load_relaxed_u64(&self.view.control.head)
-                changes = load_relaxed_u64(&self.view.control.changes)
+                aside = load_relaxed_u64(&self.view.control.tallies[QUEUE_SET_ASIDE])
                 try:
                     self._set_aside(item.position, item.entry)
                 except CorruptionError:
                     if head == load_relaxed_u64(&self.view.control.head) and \
-                            changes == load_relaxed_u64(&self.view.control.changes):
+                            aside == load_relaxed_u64(&self.view.control.tallies[QUEUE_SET_ASIDE]):
                         raise           # it was not set aside: it would be found for ever
             count += status != QUEUE_EMPTY
             ready(self)

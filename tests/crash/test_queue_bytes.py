@@ -18,6 +18,8 @@ from queuedamage import DRAIN, ITEMS, SEGMENT, WHOLE, drain, make
 
 from mmapds import CorruptionError, IncompatibleFormat, Queue
 
+HEAP_AT = 80  # of an entry; with its kind
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
@@ -316,6 +318,21 @@ def test_r16_purging_what_cannot_be_set_aside_ends(tmp_path: Path) -> None:
         queuefiles.flip(queuefiles.segment(path, 1), 8 * 100)  # the header of the file, which it has mapped
         with pytest.raises(CorruptionError, match="the header is damaged"):
             q.purge()
+
+
+@pytest.mark.usefixtures("ends")
+def test_r16_purging_what_cannot_be_given_up_ends(tmp_path: Path) -> None:
+    """Its entry says another place in the heap: each try is taken back, and counts."""
+    path = str(tmp_path / "queue")
+    with Queue(path, codec="raw", segment_size=8192) as q:
+        q.put_many([b"%d" % number * 20 for number in range(10)])
+        q.claim().nack()
+        held = queuefiles.Snapshot(path).entry(1)
+        queuefiles.flip(queuefiles.segment(path, 1), 8 * (held.position - 8192 + 30))
+        queuefiles.poke_word(queuefiles.meta(path), queuefiles.ENTRIES + HEAP_AT, 2 << 32 | 5)
+        for take in (q.purge, q.get_nowait, q.purge):
+            with pytest.raises(CorruptionError, match="meta contradicts itself"):
+                take()
 
 
 def test_r16_a_sequence_that_is_too_low_for_a_missing_segment(tmp_path: Path) -> None:
