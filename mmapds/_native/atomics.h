@@ -7,6 +7,7 @@
 
 #include "platform.h"
 #include <stdint.h>
+#include <string.h>
 
 static inline uint64_t load_relaxed_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline uint64_t load_acquire_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
@@ -39,6 +40,10 @@ static inline int compare_exchange_seq_cst_u32(uint32_t *p, uint32_t *expected, 
 
 static inline void fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 static inline void fence_seq_cst(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+/* Copies bytes that another process may change meanwhile. They count for nothing until a look at the word that guards them,
+   behind a fence_acquire, says that they were left alone. */
+static inline void load_bytes(void *to, const void *from, size_t size) { memcpy(to, from, size); }
 
 static inline void cpu_relax(void)
 {

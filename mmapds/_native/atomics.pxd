@@ -25,4 +25,5 @@ cdef extern from "atomics.h" nogil:
     bint compare_exchange_seq_cst_u32(uint32_t *p, uint32_t *expected, uint32_t desired)
     void fence_acquire()
     void fence_seq_cst()
+    void load_bytes(void *to, const void *source, size_t size)
     void cpu_relax()

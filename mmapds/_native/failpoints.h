@@ -41,6 +41,7 @@ extern int mmapds_failpoint(const char *function, const char *operation, const c
 #define load_acquire_u64(p) (MMAPDS_POINT("load_acquire_u64", #p), (load_acquire_u64)(p))
 #define load_seq_cst_u64(p) (MMAPDS_POINT("load_seq_cst_u64", #p), (load_seq_cst_u64)(p))
 #define load_seq_cst_u32(p) (MMAPDS_POINT("load_seq_cst_u32", #p), (load_seq_cst_u32)(p))
+#define load_bytes(to, from, size) (MMAPDS_POINT("load_bytes", #from), (load_bytes)(to, from, size))
 #define fence_acquire() (MMAPDS_POINT("load fence_acquire", ""), (fence_acquire)())
 #define fence_seq_cst() (MMAPDS_POINT("load fence_seq_cst", ""), (fence_seq_cst)())
 

@@ -19,11 +19,11 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory, PyMemoryView_FromObject
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from posix.unistd cimport getpid
 
 from mmapds._native.atomics cimport (
-    fence_acquire, load_acquire_u64, load_relaxed_u64, load_seq_cst_u64, store_seq_cst_u32, store_seq_cst_u64,
+    fence_acquire, load_acquire_u64, load_bytes, load_relaxed_u64, load_seq_cst_u64, store_seq_cst_u32, store_seq_cst_u64,
 )
 from mmapds._native.kernel cimport (
     F_WRLCK, LockFile, deadline, epoch_word, kernel_clock_ns, kernel_futex_wait, kernel_lock, kernel_sleep_ns, raise_errno,
@@ -461,11 +461,11 @@ cdef class LeftRight:
                 return self.hold(result, self.current_copy, version)
             index = <int>(version & 1)
             record = &self.sync.records[index]
+            generation = load_seq_cst_u64(&record.generation)
             sequence = load_relaxed_u64(&record.sequence)
             size = load_relaxed_u64(&record.size)
             hash = load_relaxed_u64(&record.hash)
             check = load_relaxed_u64(&record.check)
-            generation = load_seq_cst_u64(&record.generation)
             fence_acquire()
             if load_seq_cst_u64(&self.sync.sequence) != version:
                 continue
@@ -483,7 +483,7 @@ cdef class LeftRight:
             target = PyBytes_AS_STRING(data)
             source = mapping.base + MMAPDS_PAGE
             with nogil:
-                memcpy(target, source, size)
+                load_bytes(target, source, size)
             sealed = load_relaxed_u64(mapping.seal) == MMAPDS_SENTINEL     # before V, too: a later write may grow over it
             fence_acquire()             # pairs with the fence in write_locked: the data before V
             if load_seq_cst_u64(&self.sync.sequence) != version:

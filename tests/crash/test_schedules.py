@@ -140,6 +140,19 @@ def test_r05_a_pin_at_both_sides_of_the_publishing_store(stage: Stage, path: str
     assert reader(READ) == (4, 4)
 
 
+@pytest.mark.parametrize("where", ["load_seq_cst record->generation", "load_bytes source"])
+def test_r05_a_reader_without_a_slot_while_two_versions_are_published(stage: Stage, path: str, where: str) -> None:
+    """No pin holds the writer off: the file that it copies is filled anew, and it begins again."""
+    synchronizer(path, 2)
+    reader, writer = stage["a"], stage["b"]
+    writer(WRITER.replace("w.write", "#"), path=path)
+    reader("s = mmapds.Synchronizer(path, mode='readonly', verify=False)", path=path)
+    at = reader.hold(READ, f"LeftRight_copy {where}")
+    assert [writer(WRITE), writer(WRITE)] == [False, False]
+    reader.go()
+    assert reader.receive() == (4, 4), at
+
+
 @pytest.mark.parametrize(
     "where", ["call open_path it_data", "call mmap it_data", "LeftRight_switch load_seq_cst sync->sequence"]
 )
