@@ -125,6 +125,9 @@ cdef class Cells(Extents):
                     raise OSError(ENOMEM, "not enough addresses for a private copy", self.path)
             finally:
                 self.copied = False
+            if (view.extents != self.known.extents or view.room != self.known.room
+                    or view.cells_size != self.known.cells_size):
+                self.damaged("the records of its extents change")       # behind our back, since they were mapped
             to = <uint64_t *>view.cells
             cells = <uint64_t *>self.known.cells
             with nogil:

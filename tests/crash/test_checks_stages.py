@@ -8,12 +8,14 @@ import errno
 import glob
 import os
 import signal
+import struct
 from pathlib import Path
 
 import counterfiles
 import failpoints
 import pytest
 import syncfiles
+from failpoints import Died
 from peers import PeerError
 from stages import Stage
 from victims import pattern
@@ -134,6 +136,34 @@ def test_r09_a_private_copy_of_cells_that_go(stage: Stage, path: str) -> None:
         file.truncate(8192)
     peer.go()
     assert outcome(stage) == "MappingLost"
+
+
+@pytest.mark.parametrize("how", ["no extent", "more cells"])
+def test_r16_extents_that_change_while_a_private_copy_is_made(stage: Stage, path: str, how: str) -> None:
+    """They were mapped by what they said before: each point at which their place is looked for."""
+    with Counters(path, 4) as c:
+        c[1] = 5
+    whole = Path(path).read_bytes()
+    cells, names = struct.unpack_from("<2Q", whole, counterfiles.EXTENTS)
+    check = counterfiles.extent_check(0, 4 * cells, names, counterfiles.identity(path))
+    changed = bytes(32) if how == "no extent" else struct.pack("<4Q", 4 * cells, names, 0, check)
+    peer, found = stage["held"], []
+    for number in range(100):
+        try:
+            peer.hold("mmapds.Counters(path, mode='private')[1]", "call mmap", number, path=path)
+        except Died:
+            assert peer.receive() == 5
+            break
+        syncfiles.poke(path, counterfiles.EXTENTS, changed)
+        peer.go()
+        try:
+            found.append(peer.receive())
+        except PeerError as error:
+            found.append(f"{error.name}: {error}")
+        finally:
+            Path(path).write_bytes(whole)
+    assert all(each == 5 or each.startswith("CorruptionError") for each in found), found
+    assert any("its extents change" in str(each) for each in found), found
 
 
 def test_a_part_of_the_file_that_cannot_be_mapped(stage: Stage, path: str) -> None:

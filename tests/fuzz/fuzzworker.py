@@ -3,14 +3,14 @@
 Mutations are blind (bits, bytes, runs of them) and know the format: words set to values at and beyond every limit,
 ranges copied and exchanged, files cut and extended, another boot; in half of the executions the checksums are made
 right again afterwards. Feedback is light: what leads to an outcome that was not there before (the class and text of an
-error without its numbers, or what was seen) is kept, and mutated further. Coverage of the native code is not measured,
-so nothing need be built; a build that has sanitizers runs the same.
+error without its numbers, or what was seen) is kept, and mutated further. Coverage of the native code is not measured
+here, so nothing need be built; a build that has sanitizers runs the same, and `guided.py` lets libFuzzer choose.
 
 It finds wrong values, exceptions that nobody documented, memory without bound, and loops in which signal handlers run.
 Its parent finds crashes and other hangs: what was fed then still lies in the files, and `progress` names the target.
 
 Prior art: AFL (limits as values, ranges that are spliced, what is new is kept). Rejected: a file for each input, which
-costs more than the execution; libFuzzer and what is built on it, whose coverage wants a build of its own by clang.
+costs more than the execution.
 """
 
 from __future__ import annotations
@@ -479,6 +479,7 @@ def main() -> None:
     try:
         worker.run()
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)  # at its end Python takes its handlers away, and the signal would kill
         shutil.rmtree(worker.folder, ignore_errors=True)
 
 

@@ -31,7 +31,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1 -g"
+BUILD = {
+    "CFLAGS": "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1 -g",
+    "LDFLAGS": "-fsanitize=address,undefined",
+}
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:handle_sigbus=0:allocator_may_return_null=1:max_allocation_size_mb=8192",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -64,8 +67,8 @@ def runtime() -> str:
     return os.path.realpath(found)
 
 
-def build(where: Path, flags: str = FLAGS) -> None:
-    """Copies the package and its tests, and compiles."""
+def build(where: Path, env: dict[str, str] = BUILD) -> None:
+    """Copies the package and its tests, and compiles with these in the environment."""
     if (where / DONE).exists():
         return
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.html")
@@ -81,7 +84,7 @@ def build(where: Path, flags: str = FLAGS) -> None:
     command = [sys.executable, "-W", "ignore", "-c", "from setuptools import setup; setup()", "build_ext", "--inplace"]
     made = subprocess.run(
         command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        env={**os.environ, "CFLAGS": flags, "LDFLAGS": "-fsanitize=address,undefined"},
+        env={**os.environ, **env},
     )  # fmt: skip
     if made.returncode:
         raise SystemExit(made.stdout[-4000:])
