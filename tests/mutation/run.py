@@ -4,10 +4,10 @@
 
 A copy of the repository is made (in ``--dir``), with all mutants built into it at once (mutants.py). The whole suite
 runs there once without a mutant, and notes which tests come by which mutants' places (reached.py). Then each mutant
-meets the tests that come by its place until one fails: first those that are quick, come by few places, and have killed
-mutants of its file. It is *killed* by a test that fails twice, by a crash or by a hang. One that lives through all of
-them is either *argued*, in argued.txt, with the reason why no test can notice it, or it *survives*: then a test is
-missing.
+meets the tests that come by its place until one fails: first those that were written for one check (CLOSE), that are
+quick, come by few places, and have killed mutants of its file. It is *killed* by a test that fails twice, by a crash or
+by a hang. One that lives through all of them is either *argued*, in argued.txt, with the reason why no test can notice
+it, or it *survives*: then a test is missing.
 
 Results are appended to FILE, one JSON object a line. What was killed is not run again, so a run can be broken off and
 goes on; what lived is run again by ``--again``, with the tests as they are then. ``--report`` only counts.
@@ -20,6 +20,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -36,10 +37,12 @@ from mutants import SWITCH, Mutant, find
 
 ROOT = Path(__file__).parents[2]
 ARGUED = Path(__file__).with_name("argued.txt")
+CLOSE = re.compile("test_checks_|test_schedules|test_each_look|test_native_memory")  # written for one mutant, mostly
 HANG = 15  # seconds without an end, over three times what the tests need without a mutant
 
 
 class Test(NamedTuple):
+    far: bool  # not of those in CLOSE
     cost: float  # its seconds, times how many mutants it comes by: who comes by few looks closely
     seconds: float
     name: str
@@ -105,7 +108,9 @@ def trace(where: Path, every: list[Mutant]) -> dict[int, list[Test]]:
         if found["passed"]:  # what fails or is skipped without a mutant says nothing about one
             for number in found["reached"]:
                 cost = found["seconds"] * len(found["reached"])
-                tests.setdefault(number, []).append(Test(cost, found["seconds"], found["test"]))
+                tests.setdefault(number, []).append(
+                    Test(not CLOSE.search(found["file"]), cost, found["seconds"], found["test"])
+                )
     return {number: sorted(which) for number, which in tests.items()}
 
 
@@ -246,7 +251,7 @@ def main() -> int:
             before = met.setdefault(mutant.name, set())
             proven = Counter(by for name, by in list(killers.items()) if name.startswith(mutant.file))
             for test in sorted(
-                reaching.get(mutant.number, []), key=lambda test: test.cost / (1 + proven[test.name]) ** 2
+                reaching.get(mutant.number, []), key=lambda test: (test.far, test.cost / (1 + proven[test.name]) ** 2)
             ):
                 if total + test.seconds <= most and test.name not in before:
                     total += test.seconds
