@@ -165,6 +165,8 @@ cdef class AtomicInt64:
             raise ValueError(f"cannot wake {n} waiters")
         cdef int woken = kernel_futex_wake(<uint32_t *>self.word, n)
         if woken < 0:
+            load_seq_cst_u64(self.word)         # if there is no page, this brings the mark
+            self.mapping.check()
             raise_errno(-woken, self.mapping.path)
         return woken
 
