@@ -12,6 +12,7 @@ Values of older versions are right: nobody can tell them from what a death leave
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from queue import Empty, Full
@@ -263,15 +264,14 @@ class CountersOpen(Target):
 class CountersInPlace(CountersOpen):
     name, share = "read, changed in place", 7
     resizes = False
+    changes = itertools.count(0x5EED << 40)  # values that no damage puts there, and that never come again
 
     def start(self) -> None:
         self.c: Any = Counters(self.place.path, mode="readonly")
-        self.count = 0x5EED << 40  # no value that damage puts there: the handle would not notice that it has changed
 
     def run(self, random: Random, honest: bool) -> str:
-        self.count += 1
         if random() < 0.9:
-            self.place.poke(self.place.part, 4104, self.count)  # all names are read again
+            self.place.poke(self.place.part, 4104, next(self.changes))  # all names are read again
         else:
             honest = False  # it goes by what it has read before, perhaps under checks that were made right
         return self.look(self.c, random, honest)

@@ -20,6 +20,10 @@ import pytest
 
 ROOM = 1 << 14
 FILE = os.environ.get("MMAPDS_REACHED", "")
+FD, os.environ["MMAPDS_MUTANTS_REACHED"] = tempfile.mkstemp(
+    prefix="mmapds-reached-"
+)  # before a conftest imports mmapds
+os.truncate(FD, ROOM)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,11 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 class Recorder:
     def __init__(self) -> None:
-        fd, path = tempfile.mkstemp(prefix="mmapds-reached-")
-        os.truncate(fd, ROOM)
-        self._bytes = mmap.mmap(fd, ROOM)
-        os.close(fd)
-        os.environ["MMAPDS_MUTANTS_REACHED"] = path  # before the first native module is loaded
+        self._bytes = mmap.mmap(FD, ROOM)
         self._outcomes: list[str] = []
 
     @pytest.hookimpl(wrapper=True)
