@@ -22,7 +22,7 @@ from mmapds._native.region cimport Mapping
 from mmapds.errors import CorruptionError
 
 
-cdef int64_t FEW = 1LL << 32              # items that are believed without looking at the files
+cdef int64_t FEW = 1LL << 20              # items that are believed without looking at the files
 
 
 @cython.binding(False)

@@ -116,6 +116,18 @@ def test_r16_more_items_than_there_can_be(path: str) -> None:
             list(q)
 
 
+def test_r16_a_tail_behind_all_files(path: str) -> None:
+    """Four billion items were believed without a look at the files."""
+    with Queue(path) as q:
+        q.get()
+        meta = queuefiles.meta(path)
+        queuefiles.poke_word(meta, queuefiles.WORDS["tail"], (1 << 64) - 1)
+        queuefiles.poke_word(meta, queuefiles.WORDS["tail_sequence"], (1 << 32) - 1)
+        for look in (q.qsize, lambda: list(q)):
+            with pytest.raises(CorruptionError):
+                look()
+
+
 @pytest.mark.parametrize("used", [85, 2147483647, 1 << 63])
 def test_r16_more_entries_than_there_is_room_for(path: str, used: int) -> None:
     """That contradicts itself, and is not gone through."""
