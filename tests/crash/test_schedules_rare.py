@@ -188,3 +188,77 @@ def test_r05_a_copying_reader_of_the_crates_files_while_two_versions_are_publish
     writer("w.write_bytes(pattern(4)); w.write_bytes(pattern(5))")
     reader.go()
     assert reader.receive() == (5, True), at
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_r33_a_reader_that_has_mapped_what_a_dead_writer_replaced(stage: Stage, path: str, index: int) -> None:
+    """It looks at the file again, although the dead one had not come to say that there is another."""
+    newest = 2 + index
+    with Synchronizer(path, codec="raw") as s:
+        for n in range(1, newest + 1):
+            s.write_bytes(pattern(n))
+    reader, writer = stage["a"], stage["victim"]
+    reader("s = mmapds.Synchronizer(path, verify=False); r = s.read()", path=path)
+    write = "w.write_bytes(pattern({}), grace=0.0)"
+    writer("w = mmapds.Synchronizer(path); w._become_writer()", path=path)
+    writer(write.format(newest + 1))
+    writer.hold(write.format(newest + 2), "Writer_write_locked fetch_add_seq_cst_u64 generation")
+    writer.kill()
+    reader("r.release()")
+    with Synchronizer(path) as successor:
+        for n in range(newest + 2, newest + 6):
+            successor.write_bytes(pattern(n), grace=0.0)
+            assert reader("r = s.read(); found = number(r.data), r.version; r.release(); found") == (n, n)
+
+
+WAITING = """
+import os, signal
+def pattern(n):
+    return n.to_bytes(8, "little") * 8
+w = mmapds.Synchronizer(path, codec="raw")
+w.write_bytes(pattern(3))
+found = []
+def while_it_waits(job):
+    def handler(*_):
+        job()
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    w.write_bytes(pattern(4), grace=0.5)        # a reader holds what was in that file
+def write_again():
+    try:
+        w.write_bytes(pattern(9))
+    except RuntimeError as error:
+        found.append(str(error))
+def fork():
+    found.append(os.fork())
+def is_not_the_writer():
+    try:
+        while_it_waits(fork)
+        told = 1
+    except mmapds.ForkedHandle:
+        told = 7
+    if found[0] == 0:
+        os._exit(told)
+    return told, os.waitstatus_to_exitcode(os.waitpid(found[0], 0)[1])
+"""
+
+
+def test_r22_who_is_forked_in_the_middle_of_a_write_is_not_the_writer(tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    with Synchronizer(path, codec="raw") as s:
+        s.write_bytes(pattern(1))
+        s.write_bytes(pattern(2))
+    with Synchronizer(path, codec="raw") as s, s.read(), Peer(WAITING, path=path) as writer:
+        assert writer("is_not_the_writer()") == (1, 7)
+        assert s.load() == pattern(4)
+
+
+def test_a_write_in_a_signal_handler_of_who_writes(tmp_path: Path) -> None:
+    path = str(tmp_path / "it")
+    with Synchronizer(path, codec="raw") as s:
+        s.write_bytes(pattern(1))
+        s.write_bytes(pattern(2))
+    with Synchronizer(path, codec="raw") as s, s.read(), Peer(WAITING, path=path) as writer:
+        writer("while_it_waits(write_again)")
+        assert "reentrant" in writer("found[0]")
+        assert s.load() == pattern(4)
