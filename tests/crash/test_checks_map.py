@@ -414,6 +414,19 @@ def test_r09_a_walk_over_a_value_that_was_cut(there: str) -> None:
         expect_lost(m, lambda: os.truncate(file, 2 * PAGE), lambda m: m.first())
 
 
+def test_r09_a_range_does_not_end_early_because_its_next_key_was_cut(there: str) -> None:
+    """Zeros come before every bound: it would be the end, and no word of what is missing."""
+    layer = build(there, {"k1": b"1"})
+    with SnapshotMap(there) as m:
+        with m.transaction() as txn:
+            txn["z1"] = b"2"
+        walk = iter(m.range("k", "zz", reverse=True))
+        assert next(walk) == ("z1", b"2")
+        os.truncate(layer, 0)
+        with pytest.raises(MappingLost):
+            next(walk)
+
+
 def test_r09_nothing_is_committed_over_a_layer_that_was_cut(there: str) -> None:
     """It does not say any more which keys are new."""
     file = build(there)
