@@ -188,12 +188,12 @@ def report(mutants: list[Mutant], results: dict[str, dict[str, object]]) -> int:
     survivors = []
     for mutant in mutants:
         found = results.get(mutant.name)
-        if found is None:
+        if mutant.name in reasons:  # also if a test died of it, which held a process at just the point that is gone
+            state = "argued"
+        elif found is None:
             state = "not run"
-        elif found["state"] == "killed":
-            state = "killed"
         else:
-            state = "argued" if mutant.name in reasons else "survives"
+            state = "killed" if found["state"] == "killed" else "survives"
             if state == "survives":
                 survivors.append(mutant)
         for key in (mutant.file, f"({mutant.kind})", "all"):
