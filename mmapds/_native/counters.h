@@ -100,6 +100,13 @@ static inline uint64_t *counters_sentinel(mmapds_entry *entries, uint64_t names_
     return (uint64_t *)((char *)entries + names_size - 8);
 }
 
+/* Bytes of an extent's entries and the sentinel behind them, in whole pages: as it was mapped, whatever the file says now. */
+static inline uint64_t counters_names_size(const counters_view *view, unsigned extent)
+{
+    uint64_t entries = view->upto[extent] - (extent ? view->upto[extent - 1] : 0);
+    return (entries * sizeof(mmapds_entry) + 8 + MMAPDS_PAGE - 1) & ~(uint64_t)(MMAPDS_PAGE - 1);
+}
+
 /* Extent `number`, read once: 1 if there is one, 0 if not, -1 if it is damaged. Sizes that pass are whole pages, and do
    not overflow, even 112 times. */
 static inline int counters_extent(const mmapds_counters *control, unsigned number, mmapds_extent *found)
@@ -348,13 +355,6 @@ static inline void counters_extend(mmapds_counters *control, unsigned number, ui
 }
 
 /* ---- recovery, locked, and nobody is alive in the file (or it is a private copy) -------------------------------- */
-
-/* Bytes of an extent's entries and the sentinel behind them, in whole pages: as it was mapped, whatever the file says now. */
-static inline uint64_t counters_names_size(const counters_view *view, unsigned extent)
-{
-    uint64_t entries = view->upto[extent] - (extent ? view->upto[extent - 1] : 0);
-    return (entries * sizeof(mmapds_entry) + 8 + MMAPDS_PAGE - 1) & ~(uint64_t)(MMAPDS_PAGE - 1);
-}
 
 /* `view` holds the extents that the file has whole. Returns how many entries count, for counters_recovered. Comes to the
    same result when it is repeated after a death at any step: what is given up is counted afterwards. */
