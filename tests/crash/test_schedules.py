@@ -21,7 +21,7 @@ import syncfiles
 from failpoints import CALL, STORE, Died, FailPeer
 from peers import PeerDiedError, PeerError
 from stages import SETUP, Stage
-from victims import pattern
+from victims import pattern, synchronizer
 
 from mmapds import Counters, Queue, SnapshotMap, Synchronizer
 
@@ -29,12 +29,6 @@ WHY = failpoints.missing()
 pytestmark = pytest.mark.skipif(WHY is not None, reason=str(WHY))
 
 # ---- Synchronizer: pin, look, map, look again ----------------------------------------------------------------------
-
-
-def synchronizer(path: str, versions: int = 1, **options: Any) -> None:
-    with Synchronizer(path, codec="raw", **options) as s:
-        for n in range(1, versions + 1):
-            s.write_bytes(pattern(n))
 
 
 READ = "r = s.read(); found = number(r.data), r.version; r.release(); found"

@@ -12,7 +12,7 @@ import failpoints
 import pytest
 from peers import Peer, PeerError
 from stages import Stage
-from victims import pattern
+from victims import pattern, synchronizer
 
 from mmapds import Counters, Queue, SnapshotMap, Synchronizer
 
@@ -194,9 +194,7 @@ def test_r05_a_copying_reader_of_the_crates_files_while_two_versions_are_publish
 def test_r33_a_reader_that_has_mapped_what_a_dead_writer_replaced(stage: Stage, path: str, index: int) -> None:
     """It looks at the file again, although the dead one had not come to say that there is another."""
     newest = 2 + index
-    with Synchronizer(path, codec="raw") as s:
-        for n in range(1, newest + 1):
-            s.write_bytes(pattern(n))
+    synchronizer(path, newest)
     reader, writer = stage["a"], stage["victim"]
     reader("s = mmapds.Synchronizer(path, verify=False); r = s.read()", path=path)
     write = "w.write_bytes(pattern({}), grace=0.0)"
@@ -213,8 +211,7 @@ def test_r33_a_reader_that_has_mapped_what_a_dead_writer_replaced(stage: Stage, 
 
 WAITING = """
 import os, signal
-def pattern(n):
-    return n.to_bytes(8, "little") * 8
+from victims import pattern
 w = mmapds.Synchronizer(path, codec="raw")
 w.write_bytes(pattern(3))
 found = []
@@ -245,9 +242,7 @@ def is_not_the_writer():
 
 def test_r22_who_is_forked_in_the_middle_of_a_write_is_not_the_writer(tmp_path: Path) -> None:
     path = str(tmp_path / "it")
-    with Synchronizer(path, codec="raw") as s:
-        s.write_bytes(pattern(1))
-        s.write_bytes(pattern(2))
+    synchronizer(path, 2)
     with Synchronizer(path, codec="raw") as s, s.read(), Peer(WAITING, path=path) as writer:
         assert writer("is_not_the_writer()") == (1, 7)
         assert s.load() == pattern(4)
@@ -255,9 +250,7 @@ def test_r22_who_is_forked_in_the_middle_of_a_write_is_not_the_writer(tmp_path: 
 
 def test_a_write_in_a_signal_handler_of_who_writes(tmp_path: Path) -> None:
     path = str(tmp_path / "it")
-    with Synchronizer(path, codec="raw") as s:
-        s.write_bytes(pattern(1))
-        s.write_bytes(pattern(2))
+    synchronizer(path, 2)
     with Synchronizer(path, codec="raw") as s, s.read(), Peer(WAITING, path=path) as writer:
         writer("while_it_waits(write_again)")
         assert "reentrant" in writer("found[0]")

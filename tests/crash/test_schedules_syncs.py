@@ -6,7 +6,6 @@ syncs are counted: one that another makes up for, in most lives, is missed in th
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import failpoints
@@ -25,14 +24,6 @@ pytestmark = pytest.mark.skipif(WHY is not None, reason=str(WHY))
 def counters(path: str) -> None:
     with Counters(path, 4, durability="power") as c:
         c["x"], c["y"] = 5, 6
-
-
-def fails(peer: FailPeer, error: int = errno.EIO) -> str:
-    """The call that it is held at fails; what it says."""
-    peer.fail(error)
-    with pytest.raises(PeerError) as caught:
-        peer.receive()
-    return caught.value.name
 
 
 def syncs(peer: FailPeer, code: str, what: str) -> int:
@@ -57,7 +48,7 @@ def test_r06_a_removal_that_a_dead_process_has_begun_is_synced_before_its_cell_i
     other.hold("c.add('new')", "call fdatasync")
     with Counters(path) as c:
         assert c.view()[4] == 5, "the cell of x is empty already"
-    assert fails(other) == "DurabilityFailed"
+    assert other.refused()[0] == "DurabilityFailed"
     with Counters(path) as c:
         assert c.view()[4] == 5, "the cell of x was emptied although the sync has failed"
 
@@ -80,7 +71,7 @@ def test_r12_a_removal_that_cannot_be_synced_is_taken_back_for_all(stage: Stage,
         peer("c = mmapds.Counters(path)", path=path)
     remover.hold("c.remove('x')", "call fdatasync")
     assert other("'x' in c") is False, "it has seen that it is gone"
-    assert fails(remover) == "DurabilityFailed"
+    assert remover.refused()[0] == "DurabilityFailed"
     other("c.flush()")
     for peer in (other, remover):
         assert peer("'x' in c, dict(c.items())") == (True, {"x": 5, "y": 6})

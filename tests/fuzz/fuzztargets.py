@@ -72,6 +72,15 @@ class Target:
         self.close()
         self.start()
 
+    def restore(self, outcome: str) -> None:
+        """After an execution: the files are as they were, and what is open can be used."""
+        if self.writes:
+            self.place.reset()
+        else:
+            self.place.mend()
+        if outcome in ("MappingLost", "HANG"):
+            self.again()
+
 
 def _choose(random: Random, values: Any) -> Any:
     return values[int(random() * len(values))]

@@ -294,12 +294,7 @@ class Worker:
                 signatures[signature] = 1
                 if len(corpus) < 400 and (kept := recipe(place, honest)) is not None:
                     corpus.append(kept)
-            if target.writes:
-                place.reset()
-            else:
-                place.mend()
-            if outcome in ("MappingLost", "HANG"):
-                target.again()
+            target.restore(outcome)
             spent = clock() - before
             if spent > slowest:
                 slowest = spent

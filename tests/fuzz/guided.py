@@ -76,12 +76,7 @@ def child(options: dict[str, Any]) -> None:
         honest = fuzzworker.mutate(target.place, target, choices.random, None)
         worker.random = choices
         outcome, _ = worker.attempt(number, target, honest)
-        if target.writes:
-            target.place.reset()
-        else:
-            target.place.mend()
-        if outcome in ("MappingLost", "HANG"):
-            target.again()
+        target.restore(outcome)
 
     atheris.Setup(["guided", *options["arguments"]], once)
     atheris.Fuzz()

@@ -20,9 +20,8 @@ import pytest
 
 ROOM = 1 << 14
 FILE = os.environ.get("MMAPDS_REACHED", "")
-FD, os.environ["MMAPDS_MUTANTS_REACHED"] = tempfile.mkstemp(
-    prefix="mmapds-reached-"
-)  # before a conftest imports mmapds
+# Here, because a conftest imports mmapds before anything is configured, and what is loaded looks for the file.
+FD, os.environ["MMAPDS_MUTANTS_REACHED"] = tempfile.mkstemp(prefix="mmapds-reached-")
 os.truncate(FD, ROOM)
 
 

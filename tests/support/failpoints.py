@@ -307,6 +307,15 @@ class FailPeer(peers.Peer):
         """The call that it is held at returns an errno."""
         os.write(self._answer, bytes([128 + error]))
 
+    def refused(self, error: int = errno.EIO) -> tuple[str, str]:
+        """The same, for code that must raise then; (name of the exception, message)."""
+        self.fail(error)
+        try:
+            value = self.receive()
+        except peers.PeerError as caught:
+            return caught.name, caught.message
+        raise AssertionError(f"no exception from a call that failed; it gave {value!r}")
+
     def kill(self) -> None:
         super().kill()
         for descriptor in (self._said, self._answer):

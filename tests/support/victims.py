@@ -31,6 +31,13 @@ def number(data: Any) -> int:
     return int.from_bytes(content[:8], "little") if content == content[:8] * (len(content) // 8) else -1
 
 
+def synchronizer(path: str, versions: int = 1, **options: Any) -> None:
+    """Makes one, with so many versions."""
+    with mmapds.Synchronizer(path, codec="raw", **options) as s:
+        for n in range(1, versions + 1):
+            s.write_bytes(pattern(n))
+
+
 def spawn(job: Callable[[], object]) -> int:
     """Runs `job` in a new process; returns its pid."""
     pid = os.fork()
