@@ -99,12 +99,13 @@ class MapFiles:
         opened = self._open(ref.number, "layer", ref.identity, writable=False)
         try:
             flags = FLAGS["SHARED"] | (FLAGS["POPULATE"] if self.populate else 0)
-            if opened.size < kernel.PAGE + 80 or opened.size != ref.bytes or opened.header.options[1] != ref.records:
+            size = opened.size  # once: whoever cuts it after this look makes it a lost mapping
+            if size < kernel.PAGE + 80 or size != ref.bytes or opened.header.options[1] != ref.records:
                 raise CorruptionError(
-                    f"{opened.path} has {opened.size} bytes and says {opened.header.options[1]} records; the manifest "
+                    f"{opened.path} has {size} bytes and says {opened.header.options[1]} records; the manifest "
                     f"names it with {ref.bytes} and {ref.records}: restore a copy"
                 )
-            mapping = Mapping(opened.fd, opened.size, FLAGS["READ"], flags, opened.path)
+            mapping = Mapping(opened.fd, size, FLAGS["READ"], flags, opened.path)
             header = opened.header
             status = os.fstat(opened.fd)
             moved = (header.device, header.inode) != (status.st_dev, status.st_ino)
@@ -117,10 +118,11 @@ class MapFiles:
         FileNotFoundError if it is gone."""
         opened = self._open(ref.number, "delta", ref.identity, writable=writable)
         try:
-            if opened.size < 3 * kernel.PAGE:
-                raise CorruptionError(f"{opened.path} has {opened.size} bytes: restore a copy")
+            size = opened.size
+            if size < 3 * kernel.PAGE:
+                raise CorruptionError(f"{opened.path} has {size} bytes: restore a copy")
             protection = FLAGS["READ"] | (FLAGS["WRITE"] if writable else 0)
-            mapping = Mapping(opened.fd, opened.size, protection, FLAGS["SHARED"], opened.path)
+            mapping = Mapping(opened.fd, size, protection, FLAGS["SHARED"], opened.path)
             ours = opened.same_origin()
             own = not writable and (self.verify or not ours)
             return Delta(mapping, ref.number, ref.identity, opened.header.options, own), ours

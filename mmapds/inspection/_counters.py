@@ -115,13 +115,13 @@ class Extent:
 
 
 class Control:
-    """The words of the control page, read one after the other."""
+    """The words of the control page, read one after the other; the file may end before any of them, and grow again."""
 
     def __init__(self, fd: int, identity: tuple[int, ...]) -> None:
         self.changing = os.pread(fd, 32, _CHANGING)
         words = os.pread(fd, 16, _NAMES)
         table = os.pread(fd, CONTROL - TABLE, TABLE)
-        self.complete = len(table) == CONTROL - TABLE
+        self.complete = (len(self.changing), len(words), len(table)) == (32, 16, CONTROL - TABLE)
         if not self.complete:
             return
         names, self.changes = _WORDS[2].unpack(words)

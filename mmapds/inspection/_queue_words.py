@@ -126,11 +126,10 @@ def _described_dead(folder: str) -> dict[str, object] | None:
     }
 
 
-def _described_segment(fd: int, path: str, header: files.Header) -> dict[str, Any]:
+def _described_segment(fd: int, path: str, page: bytes, header: files.Header) -> dict[str, Any]:
     """What a segment holds, beyond what every header says."""
     number, units = header.options[:2]
     size = os.fstat(fd).st_size
-    page = first_page(fd)
     dirtied, synced, lock = struct.unpack_from("<3Q", page, 2304)
     found: dict[str, Any] = {
         "options": {"number": number, "units": units},
@@ -140,6 +139,7 @@ def _described_segment(fd: int, path: str, header: files.Header) -> dict[str, An
     }
     if (
         not units
+        or size < kernel.PAGE
         or size % units
         or size // units % kernel.PAGE
         or (number + units) * (size // units) >= END_OF_ALL
@@ -221,10 +221,11 @@ def describe(path: str) -> dict[str, object]:
     if os.path.isdir(path):
         path = os.path.join(path, META)
     with opened(path) as fd:
-        header = files.parse_header(first_page(fd), path)
+        page = first_page(fd)
+        header = files.parse_header(page, path)
         common = described_header(fd, path, header)
         if header.kind == "queue":
             return common | _described_meta(fd, os.path.dirname(path) or ".", header)
         if header.kind == "segment":
-            return common | _described_segment(fd, path, header)
+            return common | _described_segment(fd, path, page, header)
         return common

@@ -64,18 +64,19 @@ def verify_alone(path: str) -> list[Finding]:
     """A layer or a delta without its map."""
     name, report = os.path.basename(path), Report()
     with opened(path) as fd:
-        header = files.parse_header(first_page(fd), path)
+        page = first_page(fd)
+        header = files.parse_header(page, path)
         if header.kind == "layer":
-            check_layer(report, name, fd, path, first_page(fd), header, bottom=False)
+            check_layer(report, name, fd, path, page, header, bottom=False)
         else:
-            _check_delta_alone(report, name, fd, path, header)
+            _check_delta_alone(report, name, fd, path, page, header)
     report.note(name, "lies apart from its map: nobody can tell whether it is the right one, and all of it")
     return report.findings()
 
 
-def _check_delta_alone(report: Report, where: str, fd: int, path: str, header: files.Header) -> None:
+def _check_delta_alone(report: Report, where: str, fd: int, path: str, page: bytes, header: files.Header) -> None:
     """Without a manifest, what counts is what is whole."""
-    place, delta = open_delta(report, where, fd, path, first_page(fd), header)
+    place, delta = open_delta(report, where, fd, path, page, header)
     if delta is not None:
         whole = [batch for batch in delta.walk(delta.limit) if delta.whole(batch)]
         place.note(f"has {len(whole)} batches that are whole; which of them count, the manifest says")
@@ -264,7 +265,7 @@ class _Look:
                     if header.kind == "layer":
                         check_layer(self.report, name, fd, path, page, header, bottom=False)
                     else:
-                        _check_delta_alone(self.report, name, fd, path, header)
+                        _check_delta_alone(self.report, name, fd, path, page, header)
             except FileNotFoundError:
                 continue
             except IsADirectoryError as error:

@@ -73,20 +73,20 @@ class _Look:
     def check_set(self, fd: int, path: str) -> bool:
         where = f"{self.name}_sync"
         report = self.report
+        page = first_page(fd)
         try:
-            self.header = files.parse_header(first_page(fd), path, "sync")
+            self.header = files.parse_header(page, path, "sync")
         except CorruptionError as error:
             report.error(where, without_path(error, path))
         except IncompatibleFormat as error:
             # Whole and ours, so of another format or kind; or nothing here is ours. Neither is damage.
-            page = first_page(fd)
             if (page.startswith(files.MAGIC) and len(page) == kernel.PAGE) or not self.data_is_ours():
                 raise
             report.error(where, without_path(error, path))
         if self.header is None:
             self.check_data_files(fd, None)
             return False
-        check_header(report, where, first_page(fd), self.header)
+        check_header(report, where, page, self.header)
         if self.header.options[0] != kernel.SLOTS or any(self.header.options[1:]):
             report.error(
                 where, f"says {self.header.options[0]} reader slots, expected {kernel.SLOTS} and no more options"
