@@ -17,7 +17,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import powerlives
+import powerqueue
+import powerstage
 import xxhash
 from powerlog import (
     CHANGES,
@@ -144,7 +145,7 @@ def check_queue(folder: str, expected: Expected, write: bool) -> Any:
     found = []
     for data in items:
         n = int(data[:4])
-        assert data == powerlives.item(n, len(data) - 4), f"item {n} is not whole"
+        assert data == powerqueue.item(n, len(data) - 4), f"item {n} is not whole"
         found.append(n)
     places = [order.index(n) for n in found]
     assert places == sorted(set(places)), f"{found}: not in order, or something twice"
@@ -204,7 +205,7 @@ class Explorer:
     """The states of the recordings of one structure."""
 
     def __init__(self, structure: str, recordings: str, base: str, seed: int = 6) -> None:
-        powerlives.settle_down(powerlives.THIRD_BOOT)
+        powerstage.settle_down(powerstage.THIRD_BOOT)
         self.structure = structure
         with open(recordings, "rb") as file:
             self.recordings: list[Recording] = pickle.load(file)
@@ -236,7 +237,7 @@ class Explorer:
                 shutil.rmtree(entry.path)
             else:
                 os.unlink(entry.path)
-        powerlives.write(self.folder, files)
+        powerstage.write(self.folder, files)
         outcome = CHECKS[self.structure](self.folder, expected, write)
         assert outcome != "refused" or torn, "refused, and no sector is torn"
         return outcome
