@@ -1,4 +1,4 @@
-"""What the schedules share."""
+"""What these tests share."""
 
 from __future__ import annotations
 
@@ -39,3 +39,10 @@ def nomem(tmp_path_factory: pytest.TempPathFactory) -> str:
     target = str(tmp_path_factory.mktemp("nomem") / "nomem.so")
     subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", target, str(SUPPORT / "nomem.c")], check=True)
     return target
+
+
+@pytest.fixture
+def small_deltas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few commits fill a delta of this process."""
+    monkeypatch.setattr("mmapds._snapfiles.DELTA_SIZE", 32768)
+    monkeypatch.setattr("mmapds._snapfiles.DELTA_BUCKETS", 64)

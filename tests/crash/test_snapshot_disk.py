@@ -21,11 +21,7 @@ from mmapds import DurabilityFailed, SnapshotMap, UnsupportedFilesystem, files
 FAULTS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 Mount = Callable[..., Path]
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmapds._snapfiles.DELTA_SIZE", 32768)
-    monkeypatch.setattr("mmapds._snapfiles.DELTA_BUCKETS", 64)
+pytestmark = pytest.mark.usefixtures("small_deltas")
 
 
 def fill(path: Path) -> None:
