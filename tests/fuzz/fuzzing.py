@@ -392,24 +392,20 @@ def main() -> int:
         return 0
     keep = options.keep or tempfile.mkdtemp(prefix="fuzz-faults-")
     os.makedirs(keep, exist_ok=True)
-    if options.beside:
+    seconds = 60 * options.minutes
+    if options.beside or options.sweep:
         result = campaign(
-            options.executions, seed=options.seed, keep=keep, only=options.only, sweep="beside", progress=True
-        )
-    elif options.sweep:
-        result = campaign(
-            0,
+            0 if options.sweep else options.executions,
             seed=options.seed,
             keep=keep,
             only=options.only,
-            sweep=options.sweep,
+            sweep=options.sweep or "beside",
             stride=options.stride,
+            seconds=seconds,
             progress=True,
         )
     else:
-        result = parallel(
-            options.executions, options.workers, options.seed, keep, options.only, 60 * options.minutes, options.json
-        )
+        result = parallel(options.executions, options.workers, options.seed, keep, options.only, seconds, options.json)
     print(result.table())
     tell(result)
     if options.json:
