@@ -10,7 +10,7 @@ from typing import Any
 
 import counterfiles
 import pytest
-from peers import Peer
+from peers import Peer, open_files
 
 from mmapds import Counters
 
@@ -299,8 +299,7 @@ def test_r23_an_executed_program_inherits_nothing(parent: Peer, path: str) -> No
     parent("import subprocess; p = subprocess.Popen(['sleep', '600'], close_fds=False)")
     child = parent("p.pid")
     try:
-        names = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
-        assert not [name for name in names if path in name]
+        assert not [name for name in open_files(child) if path in name]
         parent.kill()
         assert not counterfiles.locked(path, 0, 0)
     finally:

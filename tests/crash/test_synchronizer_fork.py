@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import syncfiles
-from peers import Peer
+from peers import Peer, open_files
 from victims import number, pattern
 
 from mmapds import Synchronizer, WriterBusy
@@ -251,8 +251,7 @@ def test_r23_an_executed_program_inherits_nothing(parent: Peer, prefix: str) -> 
     parent("import subprocess; p = subprocess.Popen(['sleep', '600'], close_fds=False)")
     child = parent("p.pid")
     try:
-        names = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
-        assert not [name for name in names if prefix in name]
+        assert not [name for name in open_files(child) if prefix in name]
         parent.kill()
         with Synchronizer(prefix) as s:
             s.write_bytes(pattern(4, SIZE))

@@ -155,6 +155,15 @@ def run(code: str, *argv: str, wrapper: tuple[str, ...] = (), env: dict[str, str
     return ast.literal_eval(done.stdout.strip()) if done.stdout.strip() else None
 
 
+def open_files(pid: int) -> list[str]:
+    """What a process has open. Not what it closed while we looked, as the loader of a program does."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(link))
+    return found
+
+
 def python_path() -> str:
     """PYTHONPATH with this folder in front, so that `run` can import what lies beside this module."""
     rest = os.environ.get("PYTHONPATH", "")
