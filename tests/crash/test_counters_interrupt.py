@@ -119,11 +119,12 @@ JOBS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", JOBS)
-def test_r28_keyboard_interrupt_wherever_the_interpreter_may_raise_it(path: str, what: str) -> None:
+def test_r28_keyboard_interrupt_wherever_the_interpreter_may_raise_it(path: str, what: str, every: int) -> None:
     prepare, job = JOBS[what]
     with Peer(INJECT, path=path) as peer, Counters(path, mode="readonly") as looking:
-        for count in range(2000):
+        for count in range(0, 2000, every):
             if peer("attempt(count, prepare, job)", count=count, prepare=prepare, job=job) is None:
                 break
             assert looking["b"] == 2
@@ -316,19 +317,20 @@ def starve(count, prepare, job):
 """
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "what",
     ["open", "open after another boot", "a new name", "grow", "pop", "return", "setdefault", "snapshot", "private"],
 )
-def test_r28_memory_error_at_each_allocation(path: str, what: str) -> None:
+def test_r28_memory_error_at_each_allocation(path: str, what: str, every: int) -> None:
     prepare, job = JOBS[what]
     with Peer(INJECT + MEMORY, path=path) as peer:
         if peer("testcapi is None"):
             pytest.skip("this Python was built without _testcapi")
         failures = 0
-        for count in range(600):
+        for count in range(0, 600, every):
             outcome = peer("starve(count, prepare, job)", count=count, prepare=prepare, job=job)
-            failures += outcome == "failed"
+            failures += every * (outcome == "failed")
             if outcome == "finished" and count > 40 and failures < count - 40:
                 break
             with Counters(path) as other:

@@ -94,7 +94,7 @@ def points_of(job: Callable[[], object]) -> int:
     return nothing.count
 
 
-STRIDES = {"Synchronizer": 9, "mmap-sync": 3, "Counters": 1, "Queue": 5, "SnapshotMap": 79}
+STRIDES = {"Synchronizer": 17, "mmap-sync": 5, "Counters": 1, "Queue": 7, "SnapshotMap": 173}
 
 
 @pytest.mark.parametrize("settled", [True, False], ids=["of this boot", "a copy"])
@@ -177,7 +177,7 @@ def may_be(kind: str, settled: bool, found: Any, whole: Any) -> bool:
     return False
 
 
-OPENED = {"Synchronizer": 13, "mmap-sync": 7, "Counters": 3, "Queue": 11, "SnapshotMap": 97}
+OPENED = {"Synchronizer": 29, "mmap-sync": 13, "Counters": 5, "Queue": 23, "SnapshotMap": 193}
 
 
 @pytest.mark.parametrize("settled", [True, False], ids=["of this boot", "a copy"])

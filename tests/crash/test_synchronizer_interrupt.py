@@ -140,11 +140,12 @@ def left_locked(prefix: str, *alive: Synchronizer) -> bool:
     return syncfiles.locked(sync, 0, 64) or any(syncfiles.locked(sync, 64 + a, n) for a, n in between)
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", JOBS)
-def test_r28_keyboard_interrupt_wherever_the_interpreter_may_raise_it(prefix: str, what: str) -> None:
+def test_r28_keyboard_interrupt_wherever_the_interpreter_may_raise_it(prefix: str, what: str, every: int) -> None:
     prepare, job = JOBS[what]
     with Peer(INJECT + SETUP, prefix=prefix) as peer, Synchronizer(prefix) as other:
-        for count in range(1000):
+        for count in range(0, 1000, every):
             where = peer("run(count, prepare, job)", count=count, prepare=prepare, job=job)
             message = f"interrupted at place {count}, {where}; {syncfiles.state(prefix)}"
             sync = syncfiles.sync(prefix)
@@ -280,10 +281,11 @@ def without_memory(start, stop, job):
 """
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "what", ["first read", "load", "first write", "growing write", "write with a new inode", "open"]
 )
-def test_r28_memory_error_at_each_allocation(prefix: str, what: str) -> None:
+def test_r28_memory_error_at_each_allocation(prefix: str, what: str, every: int) -> None:
     prepare, job = JOBS[what]
     with Peer(INJECT + SETUP + MEMORY, prefix=prefix) as peer:
         if peer("testcapi is None"):
@@ -317,12 +319,12 @@ def attempt(count, prepare, job):
 """
         )
         failures = 0
-        for count in range(600):
+        for count in range(0, 600, every):
             outcome, pins = peer("attempt(count, prepare, job)", count=count, prepare=prepare, job=job)
             message = f"allocation {count} failed: {outcome}; {syncfiles.state(prefix)}"
             assert pins == {}, message
             assert not syncfiles.locked(syncfiles.sync(prefix), 0, 0), message
-            failures += outcome == "failed"
+            failures += every * (outcome == "failed")
             if outcome == "finished" and count > 60 and failures < count - 60:
                 break
             with Synchronizer(prefix) as other:

@@ -31,14 +31,10 @@ def zygote(prefix: str) -> Iterator[Peer]:
         yield peer
 
 
-def at_each_line(
-    zygote: Peer, job: str, durability: str, prepare: Callable[[], None], check: Callable[[str], None]
-) -> int:
+def at_each_line(zygote: Peer, job: str, every: int, prepare: Callable[[], None], check: Callable[[str], None]) -> int:
     """Runs `job` (the name of a function in the zygote) until it is not killed any more; returns how many lines it has.
-
-    Where each run waits for the disk, at each third line only.
-    """
-    for line in range(0, 2000, 3 if durability == "power" else 1):
+    Before every so-manieth line."""
+    for line in range(0, 2000, every):
         prepare()
         status = zygote(f"victims.killed_at_line(line, {job})", line=line)
         assert status in (0, -signal.SIGKILL), f"line {line}: exit status {status}\n{zygote.stderr()}"
@@ -54,7 +50,8 @@ def remove(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_r07_creating_is_nothing_or_all(zygote: Peer, prefix: str, durability: str) -> None:
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_r07_creating_is_nothing_or_all(zygote: Peer, prefix: str, durability: str, every: int) -> None:
     zygote("def job(): Synchronizer(prefix, codec='raw', schema='v1', durability=durability)", durability=durability)
 
     def check(message: str) -> None:
@@ -69,11 +66,12 @@ def test_r07_creating_is_nothing_or_all(zygote: Peer, prefix: str, durability: s
             assert number(s.load()) == 1, message
             s.check()
 
-    assert at_each_line(zygote, "job", durability, lambda: remove(prefix), check) > 50
+    assert at_each_line(zygote, "job", every, lambda: remove(prefix), check) > 50
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_r01_the_first_write_of_all_is_nothing_or_all(zygote: Peer, prefix: str, durability: str) -> None:
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_r01_the_first_write_of_all_is_nothing_or_all(zygote: Peer, prefix: str, durability: str, every: int) -> None:
     zygote("def job(): Synchronizer(prefix).write_bytes(victims.pattern(1))")
 
     def prepare() -> None:
@@ -92,7 +90,7 @@ def test_r01_the_first_write_of_all_is_nothing_or_all(zygote: Peer, prefix: str,
             s.check()
         assert set(syncfiles.snapshot(prefix)) <= set(syncfiles.SUFFIXES), message
 
-    assert at_each_line(zygote, "job", durability, prepare, check) > 30
+    assert at_each_line(zygote, "job", every, prepare, check) > 30
 
 
 # Writes of a new writer over a history of versions: (its sizes, whether a live reader holds both old versions).
@@ -105,8 +103,11 @@ WRITES = {
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", WRITES)
-def test_r01_r33_a_writer_killed_at_each_line(zygote: Peer, prefix: str, kind: str, durability: str) -> None:
+def test_r01_r33_a_writer_killed_at_each_line(
+    zygote: Peer, prefix: str, kind: str, durability: str, every: int
+) -> None:
     sizes, held = WRITES[kind]
     zygote(
         """
@@ -147,15 +148,16 @@ def job():
                 successor.check()
             assert sorted(syncfiles.snapshot(prefix)) == sorted(syncfiles.SUFFIXES), message
 
-        assert at_each_line(zygote, "job", durability, prepare, check) > 30
+        assert at_each_line(zygote, "job", every, prepare, check) > 30
         for r in results:
             r.release()
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("damage", ["none", "newest torn", "newest and its header torn"])
 def test_r08_a_recovery_killed_at_each_line_comes_to_the_same_result(
-    zygote: Peer, prefix: str, damage: str, durability: str
+    zygote: Peer, prefix: str, damage: str, durability: str, every: int
 ) -> None:
     zygote(
         """
@@ -194,4 +196,4 @@ def job():
             assert syncfiles.pins(prefix) == {}, message
             s.check()
 
-    assert at_each_line(zygote, "job", durability, prepare, check) > 50
+    assert at_each_line(zygote, "job", every, prepare, check) > 50
