@@ -52,7 +52,7 @@ TRIES = [
 ]
 
 
-@pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("failure", [errno.EIO, pytest.param(errno.ENOSPC, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", FAILING)
 def test_r12_whichever_sync_fails_nothing_is_handed_out_until_a_flush_has_succeeded(
     folder: Path, what: str, failure: int

@@ -106,6 +106,7 @@ POWER = ["reserve", "set a new name", "pop", "return"]  # the others sync where 
 SLOW = ["exchange", "a long new name", "reserve from a new name", "update", "clear"]  # like others that are not
 
 
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("what", "durability"),
     [
@@ -113,11 +114,13 @@ SLOW = ["exchange", "a long new name", "reserve from a new name", "update", "cle
         *((what, "power") for what in POWER),
     ],
 )
-def test_r33_killed_at_every_store_and_call(zygote: Peer, witness: Peer, path: str, what: str, durability: Any) -> None:
+def test_r33_killed_at_every_store_and_call(
+    zygote: Peer, witness: Peer, path: str, what: str, durability: Any, every: int
+) -> None:
     prepare, job, changes = JOBS[what]
     statuses = set()
     stores = 0
-    for count in range(1000):
+    for count in range(0, 1000, every):
         if os.path.exists(path):
             os.unlink(path)
         with Counters(path, 4, durability=durability) as c:

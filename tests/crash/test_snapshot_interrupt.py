@@ -157,7 +157,7 @@ def check_interrupted(path: str, other: SnapshotMap, what: str, inner: dict[str,
 @pytest.mark.parametrize(
     ("what", "every"),
     [
-        *((what, {"commit": 7, "open": 7}.get(what, 19)) for what in ("open", "commit", "large", "compact", "build")),
+        *((what, {"commit": 11, "open": 11}.get(what, 29)) for what in ("open", "commit", "large", "compact", "build")),
         *(pytest.param(what, 1, marks=pytest.mark.slow) for what in LINES),
     ],
 )
@@ -219,9 +219,9 @@ def starve(count, prepare, job):
 @pytest.mark.parametrize(
     ("what", "every"),
     [
-        ("commit", 5),
-        ("look", 9),
-        ("large", 13),
+        ("commit", 8),
+        ("look", 11),
+        ("large", 17),
         *(pytest.param(what, 1, marks=pytest.mark.slow) for what in LINES if what != "open"),
     ],
 )

@@ -202,7 +202,7 @@ OFTEN = ["commit", "fold", "big commit", "compact", "build"]
 
 @pytest.mark.parametrize("what", OFTEN)
 def test_r01_r33_r34_killed_before_some_lines(zygote: Peer, path: str, what: str) -> None:
-    at_each_point(zygote, path, JOBS[what], "process", "at_line", 23)
+    at_each_point(zygote, path, JOBS[what], "process", "at_line", 37)
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ snapsteps.save(snapsteps.states(prepare, lambda txn: txn.__exit__(None, None, No
 # ---- creation ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", ["mmapds.SnapshotMap(path)", "mmapds.SnapshotMap.build(path, {'a': 1})"])
 def test_r07_creation_is_nothing_or_all(zygote: Peer, path: str, how: str, step: int) -> None:
     for call, stride in (("at_line", step), ("at_point", -(-step // 4))):
