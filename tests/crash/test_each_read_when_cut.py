@@ -177,7 +177,7 @@ def may_be(kind: str, settled: bool, found: Any, whole: Any) -> bool:
     return False
 
 
-OPENED = {"Synchronizer": 29, "mmap-sync": 13, "Counters": 5, "Queue": 23, "SnapshotMap": 193}
+OPENED = {"Synchronizer": 29, "mmap-sync": 13, "Counters": 5, "Queue": 23, "SnapshotMap": 97}
 
 
 @pytest.mark.parametrize("settled", [True, False], ids=["of this boot", "a copy"])
