@@ -386,10 +386,10 @@ class _EmmapFile(files.Opened):
                     f"{path} does not start with {_EMMAP!r} and a count, but with {head!r}: it is no file of emmap's "
                     "counters, and is left as it is"
                 )
-            self.count = int.from_bytes(head[8:], "little")
-            if not 0 < self.count <= _LARGEST or self.size < 16 + 8 * self.count:
+            self.count, size = int.from_bytes(head[8:], "little"), self.size
+            if not 0 < self.count <= _LARGEST or size < 16 + 8 * self.count:
                 raise CorruptionError(
-                    f"{path} has {self.size} bytes and says that it holds {self.count} counters, which take "
+                    f"{path} has {size} bytes and says that it holds {self.count} counters, which take "
                     f"{16 + 8 * self.count}: restore a copy"
                 )
         except BaseException:
@@ -399,9 +399,10 @@ class _EmmapFile(files.Opened):
     def check_path(self) -> None:
         """Also whether the file was cut: it may be shorter than a page, and then nothing else would tell."""
         super().check_path()
-        if self.size < 16 + 8 * self.count:
+        size = self.size
+        if size < 16 + 8 * self.count:
             raise MappingLost(
-                f"{self.path} was cut to {self.size} bytes while it was open: what was counted since is lost. Close "
+                f"{self.path} was cut to {size} bytes while it was open: what was counted since is lost. Close "
                 "this handle, look at the file.",
                 path=self.path,
             )

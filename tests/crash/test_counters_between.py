@@ -163,7 +163,7 @@ def hold_and_add(path, before, job, meanwhile, every):
     )
     found = zygote(
         "hold_and_add(path, before, job, meanwhile, every)",
-        path=path, before=before, job=job, meanwhile=MEANWHILE, every=2 if "pop" in job else 50,
+        path=path, before=before, job=job, meanwhile=MEANWHILE, every=1 if "pop" in job else 20,
     )  # fmt: skip
     assert len(found) > 5, found
     wrong = [(number, total) for number, total in found if total not in sums]

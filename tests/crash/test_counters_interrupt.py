@@ -25,56 +25,16 @@ def path(tmp_path: Path) -> Iterator[str]:
     assert not counterfiles.locked(path, 0, 0)
 
 
-# Raises KeyboardInterrupt where the interpreter would: it looks for signals after calls, at the start of functions and
-# when it jumps back. `interrupted(count, job)` does so at the count-th such place in the package's code.
 INJECT = """
-import contextlib, dis, gc, sys, warnings, victims
-import counterfiles
+import contextlib, gc, warnings
+import counterfiles, interruptions
 warnings.simplefilter("ignore", ResourceWarning)  # an interrupted constructor, or its caller, forgets a handle
-PLACES = {}
-
-def is_place(code, offset):
-    if code not in PLACES:
-        before, places = None, set()
-        for instruction in dis.get_instructions(code):
-            if before is not None and (before.startswith(("CALL", "PRECALL")) or before in ("RESUME", "JUMP_BACKWARD")):
-                if not instruction.opname.startswith("CALL"):
-                    places.add(instruction.offset)
-            before = instruction.opname
-        PLACES[code] = places
-    return offset in PLACES[code]
-
-def interrupted(count, job):
-    left, where = count, None
-    def opcode(frame, event, argument):
-        nonlocal left, where
-        frame.f_trace_opcodes = True
-        if event == "opcode" and is_place(frame.f_code, frame.f_lasti):
-            if left == 0:
-                sys.settrace(None)
-                left = -1
-                where = f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
-                raise KeyboardInterrupt
-            left -= 1
-        return opcode
-    def call(frame, event, argument):
-        if left >= 0 and frame.f_code.co_filename.startswith(victims.FOLDER):
-            frame.f_trace_opcodes = True
-            return opcode
-    sys.settrace(call)
-    try:
-        job()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    return where
 
 def attempt(count, prepare, job):
     '''Where it was interrupted, or None; the handle is usable, or closed; and then it goes.'''
     scope = globals() | {"c": None}
     exec(prepare, scope)
-    where = interrupted(count, lambda: exec(job, scope))
+    where = interruptions.at_place(count, lambda: exec(job, scope))
     assert not counterfiles.locked(path, counterfiles.LOCK_NAMES), f"interrupted at {where}: the lock was left"
     c = scope["c"]
     if c is not None:
@@ -282,25 +242,12 @@ def test_r28_a_handler_that_closes_what_it_interrupts(path: str) -> None:
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 MEMORY = """
-try:
-    import _testcapi as testcapi
-except ImportError:
-    testcapi = None
-sys.unraisablehook = lambda info: None      # finalisers run out of memory too
-
 def starve(count, prepare, job):
     '''Allocation number `count` of the job fails; afterwards everything works.'''
     scope = globals() | {"c": None}
     exec(prepare, scope)
     code = compile(job, "job", "exec")
-    testcapi.set_nomemory(count, count + 1)
-    try:
-        exec(code, scope)
-        outcome = "finished"
-    except Exception:  # MemoryError, and what the standard library makes of it ("can't allocate lock")
-        outcome = "failed"
-    finally:
-        testcapi.remove_mem_hooks()
+    outcome = interruptions.without_memory(count, lambda: exec(code, scope))
     assert not counterfiles.locked(path, counterfiles.LOCK_NAMES), f"allocation {count}: the lock was left"
     c = scope["c"]
     if c is not None:
@@ -325,13 +272,13 @@ def starve(count, prepare, job):
 def test_r28_memory_error_at_each_allocation(path: str, what: str, every: int) -> None:
     prepare, job = JOBS[what]
     with Peer(INJECT + MEMORY, path=path) as peer:
-        if peer("testcapi is None"):
+        if peer("interruptions.testcapi is None"):
             pytest.skip("this Python was built without _testcapi")
         failures = 0
         for count in range(0, 600, every):
             outcome = peer("starve(count, prepare, job)", count=count, prepare=prepare, job=job)
-            failures += every * (outcome == "failed")
-            if outcome == "finished" and count > 40 and failures < count - 40:
+            failures += outcome == "failed"
+            if outcome == "finished" and count > 40 and every * failures < count - 40:
                 break
             with Counters(path) as other:
                 assert other["b"] == 2

@@ -132,8 +132,9 @@ def after_power_loss(path: str, content: bytes, write: bool) -> Values:
     return found
 
 
+@pytest.mark.parametrize("at_most", [4, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", JOBS)
-def test_r06_power_loss_at_every_store(zygote: Peer, path: str, what: str) -> None:
+def test_r06_power_loss_at_every_store(zygote: Peer, path: str, what: str, at_most: int) -> None:
     prepare, job, under_way, returned = JOBS[what]
     with Counters(path, 4, durability="power") as c:
         prepare(c)
@@ -144,13 +145,13 @@ def test_r06_power_loss_at_every_store(zygote: Peer, path: str, what: str) -> No
     choose = random.Random(6)
     allowed = [before, *apply(before, under_way)]
     seen = []
-    for case, (step, content) in enumerate(powersteps.losses(steps, choose, 4)):
+    for case, (step, content) in enumerate(powersteps.losses(steps, choose, at_most)):
         found = after_power_loss(path + ".found", content, write=case % 4 == 0)
         assert found in allowed, f"found {found} after step {step} of {len(steps)}"
         if found not in seen:
             seen.append(found)
     final = apply(before, returned)
-    for content in powersteps.at_end(steps, choose, 10):
+    for content in powersteps.at_end(steps, choose, 20):
         found = after_power_loss(path + ".found", content, write=True)
         assert found in final, f"found {found} after it had returned"
         seen.append(found)

@@ -1,8 +1,9 @@
 """Whoever opens or looks at a file reads it in several steps, and it may be another between any two (rows 9 and 16).
 
 Each system call that reads a file's bytes, size or directory is a point at which the file is really truncated, and some
-points later, or never, it gets its bytes back. All pairs of such points; what comes of it is right, or an error that
-says so. (A cut that lasts through a whole call is what a fuzzer finds; one that comes and goes within it is not.)
+points later, or never, it gets its bytes back. What comes of it is right, or an error that says so. The fast suite
+takes some pairs of points, `-m slow` all. (A cut that lasts through a whole call is what a fuzzer finds; one that comes
+and goes within it is not.)
 """
 
 from __future__ import annotations
@@ -94,22 +95,24 @@ def points_of(job: Callable[[], object]) -> int:
     return nothing.count
 
 
+SHARES = pytest.mark.parametrize("share", ["some", pytest.param("all", marks=pytest.mark.slow)])
 STRIDES = {"Synchronizer": 17, "mmap-sync": 5, "Counters": 1, "Queue": 7, "SnapshotMap": 173}
 
 
+@SHARES
 @pytest.mark.parametrize("settled", [True, False], ids=["of this boot", "a copy"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("job", [describe, verify])
 def test_r16_inspection_of_a_file_that_is_cut_and_grows_again_between_two_reads(
-    tmp_path: Path, job: Callable[[str], object], kind: str, settled: bool
+    tmp_path: Path, job: Callable[[str], object], kind: str, settled: bool, share: str
 ) -> None:
     """The words of a control page were unpacked though only the last of three reads had been looked at."""
     folder = made(tmp_path, kind, settled)
     outcomes: Counter[str] = Counter()
     wrong = []
-    for number, target in enumerate({str(folder / "it"), *files_of(folder)}):
+    for number, target in enumerate(sorted({str(folder / "it"), *files_of(folder)})):
         points = points_of(partial(job, target))
-        for file, size, first, last in cuts(folder, points, STRIDES[kind], number):
+        for file, size, first, last in cuts(folder, points, STRIDES[kind] if share == "some" else 1, number):
             try:
                 with Cutter(file, size, first, last).at_work():
                     job(target)
@@ -180,11 +183,12 @@ def may_be(kind: str, settled: bool, found: Any, whole: Any) -> bool:
 OPENED = {"Synchronizer": 29, "mmap-sync": 13, "Counters": 5, "Queue": 23, "SnapshotMap": 97}
 
 
+@SHARES
 @pytest.mark.parametrize("settled", [True, False], ids=["of this boot", "a copy"])
 @pytest.mark.parametrize("mode", ["readonly", "private", "shared"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_r09_all_that_is_read_while_a_file_is_cut_and_grows_again(
-    tmp_path: Path, kind: str, mode: str, settled: bool
+    tmp_path: Path, kind: str, mode: str, settled: bool, share: str
 ) -> None:
     template = made(tmp_path, kind, False)
     folder = tmp_path / "now"
@@ -206,7 +210,7 @@ def test_r09_all_that_is_read_while_a_file_is_cut_and_grows_again(
     outcomes: Counter[str] = Counter()
     wrong = []
     anew()
-    for file, size, first, last in list(cuts(folder, points, OPENED[kind], 0)):
+    for file, size, first, last in list(cuts(folder, points, OPENED[kind] if share == "some" else 1, 0)):
         anew()
         try:
             with Cutter(file, size, first, last).at_work():

@@ -30,33 +30,16 @@ def path(tmp_path: Path) -> Iterator[str]:
         assert queuefiles.word(queuefiles.meta(path), queuefiles.WORDS[name]) & ~7 == 0, f"{name} is held"
 
 
-# Raises KeyboardInterrupt before a line of the package's Python code; `attempt` does so at the count-th such line.
 INJECT = """
-import gc, sys, warnings, victims
+import gc, warnings, interruptions
 from queue import Empty
 warnings.simplefilter("ignore", ResourceWarning)  # an interrupted constructor, or its caller, forgets a handle
-
-def interrupted(count, job):
-    where = None
-    def interrupt():
-        nonlocal where
-        frame = sys._getframe(2)
-        where = f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
-        raise KeyboardInterrupt
-    victims.at_line(count, interrupt)
-    try:
-        job()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    return where
 
 def attempt(count, prepare, job):
     '''Where it was interrupted, or None. Then the handle is usable, or closed, and then it goes.'''
     scope = globals() | {"q": None, "c": None}
     exec(prepare, scope)
-    where = interrupted(count, lambda: exec(job, scope))
+    where = interruptions.at_line(count, lambda: exec(job, scope))
     q = scope["q"]
     if q is not None and not q.closed:
         q.put(b"after")
@@ -221,25 +204,12 @@ def test_r28_stopped_waits_are_repeated(path: str) -> None:
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 MEMORY = """
-try:
-    import _testcapi as testcapi
-except ImportError:
-    testcapi = None
-sys.unraisablehook = lambda info: None      # finalisers run out of memory too
-
 def starve(count, prepare, job):
     '''Allocation number `count` of the job, and all that follow for a while, fail; afterwards everything works.'''
     scope = globals() | {"q": None, "c": None}
     exec(prepare, scope)
     code = compile(job, "job", "exec")
-    testcapi.set_nomemory(count, count + 1)
-    try:
-        exec(code, scope)
-        outcome = "finished"
-    except Exception:  # MemoryError, and what the standard library makes of it ("can't allocate lock")
-        outcome = "failed"
-    finally:
-        testcapi.remove_mem_hooks()
+    outcome = interruptions.without_memory(count, lambda: exec(code, scope))
     q = scope["q"]
     if q is not None and not q.closed:
         signal.alarm(60)    # a lock that was left makes the next put wait for ever: its owner lives
@@ -270,7 +240,7 @@ def test_r28_memory_error_at_each_allocation(path: str, what: str, every: int) -
     }
     prepare, job = {**JOBS, **many}[what]
     with Peer(INJECT + MEMORY, path=path) as peer, Queue(path) as other:
-        if peer("testcapi is None"):
+        if peer("interruptions.testcapi is None"):
             pytest.skip("this Python was built without _testcapi")
         failures = 0
         for count in range(0, 300, every):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import snapdisk
 from peers import Peer
+from snapmaps import commit
 
 from mmapds import SnapshotMap, WriterBusy
 
@@ -23,31 +24,10 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "map")
 
 
-def put(m: SnapshotMap, **changes: object) -> None:
-    with m.transaction() as t:
-        t.update(changes)
-
-
 INJECT = """
-import gc, sys, threading, warnings, snapdisk, victims
+import gc, threading, warnings, interruptions, snapdisk
 warnings.simplefilter("ignore", ResourceWarning)  # an interrupted constructor, or its caller, forgets a handle
 snapdisk.tiny(32768, 64)
-
-def interrupted(count, job):
-    where = None
-    def interrupt():
-        nonlocal where
-        frame = sys._getframe(2)
-        where = f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
-        raise KeyboardInterrupt
-    victims.at_line(count, interrupt)
-    try:
-        job()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    return where
 
 def afterwards(m):
     '''The handle is usable by each thread, or closed.'''
@@ -75,7 +55,7 @@ def attempt(count, prepare, job):
     '''Where it was interrupted, or None.'''
     scope = globals() | {"m": None}
     exec(prepare, scope)
-    where = interrupted(count, lambda: exec(job, scope))
+    where = interruptions.at_line(count, lambda: exec(job, scope))
     m = scope.pop("m")
     held = mmapds.SnapshotMap(path, mode="readonly")
     inner = dict(held)
@@ -148,10 +128,29 @@ def check_interrupted(path: str, other: SnapshotMap, what: str, inner: dict[str,
     new = BASE | {"k1": "new"} | ({"k2": "x" * 40000} if what == "large" else {})
     allowed = [BASE, new] + ([BASE | {"k1": "x" * 12000}] if what == "fold" else [])
     assert inner in allowed, f"{message}: {[(k, v) for k, v in inner.items() if BASE.get(k) != v]}"
-    put(other, other=1)
-    with other.transaction() as t:
-        del t["other"]
+    commit(other, {"other": 1})
+    commit(other, None, "other")
     snapdisk.check(path, message)
+
+
+def disturbed(path: str, injected: Peer, how: str, what: str, count: int, problems: list[str]) -> str | None:
+    """One try in the other process, beside a handle that has the map open; its outcome. What is wrong is noted."""
+    prepare, job = LINES[what]
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(path + "-published", ignore_errors=True)
+    SnapshotMap.build(path, BASE)
+    with SnapshotMap(path) as other:
+        commit(other, {"k1": 1})
+        outcome, error, inner = injected(f"{how}(count, prepare, job)", count=count, prepare=prepare, job=job)
+        message = f"{what}, {how} {count}: {outcome}"
+        if error:
+            problems.append(f"{message}: {error}")
+            return outcome  # type: ignore[no-any-return]
+        try:
+            check_interrupted(path, other, what, inner, message)
+        except (WriterBusy, AssertionError) as problem:
+            problems.append(f"{message}: {problem!r}")
+    return outcome  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -162,48 +161,20 @@ def check_interrupted(path: str, other: SnapshotMap, what: str, inner: dict[str,
     ],
 )
 def test_r28_keyboard_interrupt_before_each_line(path: str, injected: Peer, what: str, every: int) -> None:
-    prepare, job = LINES[what]
-    failures = []
+    problems: list[str] = []
     for count in range(0, 3000, every):
-        shutil.rmtree(path, ignore_errors=True)
-        shutil.rmtree(path + "-published", ignore_errors=True)
-        SnapshotMap.build(path, BASE)
-        with SnapshotMap(path) as other:
-            put(other, k1=1)
-            where, error, inner = injected("interrupt_at(count, prepare, job)", count=count, prepare=prepare, job=job)
-            message = f"{what}, interrupted at {where}"
-            if error:
-                failures.append(f"{message}: {error}")
-                continue
-            try:
-                check_interrupted(path, other, what, inner, message)
-            except (WriterBusy, AssertionError) as problem:
-                failures.append(f"{message}: {problem!r}")
-        if where is None:
+        if disturbed(path, injected, "interrupt_at", what, count, problems) is None:
             break
-    assert not failures, f"{len(failures)} failures:\n" + "\n".join(failures)
+    assert not problems, f"{len(problems)} failures:\n" + "\n".join(problems)
 
 
 MEMORY = """
-try:
-    import _testcapi as testcapi
-except ImportError:
-    testcapi = None
-sys.unraisablehook = lambda info: None      # finalisers run out of memory too
-
 def starve(count, prepare, job):
     '''Allocation number `count` of the job fails; afterwards everything works.'''
     scope = globals() | {"m": None}
     exec(prepare, scope)
     code = compile(job, "job", "exec")
-    testcapi.set_nomemory(count, count + 1)
-    try:
-        exec(code, scope)
-        outcome = "finished"
-    except Exception:  # MemoryError, and what the standard library makes of it ("can't allocate lock")
-        outcome = "failed"
-    finally:
-        testcapi.remove_mem_hooks()
+    outcome = interruptions.without_memory(count, lambda: exec(code, scope))
     m = scope.pop("m")
     held = mmapds.SnapshotMap(path, mode="readonly")
     inner = dict(held)
@@ -227,26 +198,13 @@ def starve(count, prepare, job):
 )
 def test_r28_memory_error_at_each_allocation(path: str, injected: Peer, what: str, every: int) -> None:
     injected(MEMORY)
-    if injected("testcapi is None"):
+    if injected("interruptions.testcapi is None"):
         pytest.skip("this Python was built without _testcapi")
-    prepare, job = LINES[what]
-    problems, failed = [], 0
+    problems: list[str] = []
+    failed = 0
     for count in range(0, 400, every):
-        shutil.rmtree(path, ignore_errors=True)
-        shutil.rmtree(path + "-published", ignore_errors=True)
-        SnapshotMap.build(path, BASE)
-        with SnapshotMap(path) as other:
-            put(other, k1=1)
-            outcome, error, inner = injected("starve(count, prepare, job)", count=count, prepare=prepare, job=job)
-            message = f"{what}, allocation {count}: {outcome}"
-            failed += outcome == "failed"
-            if error:
-                problems.append(f"{message}: {error}")
-                continue
-            try:
-                check_interrupted(path, other, what, inner, message)
-            except (WriterBusy, AssertionError) as problem:
-                problems.append(f"{message}: {problem!r}")
+        outcome = disturbed(path, injected, "starve", what, count, problems)
+        failed += outcome == "failed"
         if outcome == "finished" and count > 40 and count > 3 * every * failed:
             break
     assert not problems, f"{len(problems)} failures:\n" + "\n".join(problems)
@@ -255,7 +213,7 @@ def test_r28_memory_error_at_each_allocation(path: str, injected: Peer, what: st
 
 def test_r28_ctrl_c_ends_a_wait_and_a_build(path: str) -> None:
     with SnapshotMap(path) as m, Peer("m = mmapds.SnapshotMap(path)", path=path) as peer:
-        put(m, a=1)
+        commit(m, {"a": 1})
         for code in ("m.wait()", "mmapds.SnapshotMap.build(path, ((f'{n}', n) for n in range(1 << 60)))"):
             peer.send(f"open(path + '-started', 'w').close(); {code}")
             while not os.path.exists(path + "-started"):
@@ -265,6 +223,6 @@ def test_r28_ctrl_c_ends_a_wait_and_a_build(path: str) -> None:
             with pytest.raises(Exception, match="KeyboardInterrupt"):
                 peer.receive()
             os.unlink(path + "-started")
-        put(m, b=2)
+        commit(m, {"b": 2})
         assert peer("m['b']") == 2
     snapdisk.check(path)

@@ -30,51 +30,6 @@ def prefix(tmp_path: Path) -> Iterator[str]:
         s.check()
 
 
-# Raises KeyboardInterrupt where the interpreter would: it looks for signals after calls, at the start of functions and
-# when it jumps back. `interrupted(count, job)` does so at the count-th such place in the package's code.
-INJECT = """
-import dis, gc, sys, victims
-OPCODES = {}
-
-def is_place(code, offset):
-    if code not in OPCODES:
-        before, places = None, set()
-        for instruction in dis.get_instructions(code):
-            if before is not None and (before.startswith(("CALL", "PRECALL")) or before in ("RESUME", "JUMP_BACKWARD")):
-                if not instruction.opname.startswith("CALL"):
-                    places.add(instruction.offset)
-            before = instruction.opname
-        OPCODES[code] = places
-    return offset in OPCODES[code]
-
-def interrupted(count, job):
-    '''(whether it was interrupted, where).'''
-    left, where = count, None
-    def opcode(frame, event, argument):
-        nonlocal left, where
-        frame.f_trace_opcodes = True
-        if event == "opcode" and is_place(frame.f_code, frame.f_lasti):
-            if left == 0:
-                sys.settrace(None)
-                left = -1
-                where = f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
-                raise KeyboardInterrupt
-            left -= 1
-        return opcode
-    def call(frame, event, argument):
-        if left >= 0 and frame.f_code.co_filename.startswith(victims.FOLDER):
-            frame.f_trace_opcodes = True
-            return opcode
-    sys.settrace(call)
-    try:
-        job()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    return where
-"""
-
 JOBS = {
     "open": ("", "o = Synchronizer(prefix); o.close()"),
     "open after another boot": ("syncfiles.other_boot(prefix + '_sync')", "o = Synchronizer(prefix); o.close()"),
@@ -96,7 +51,7 @@ JOBS = {
 }
 
 SETUP = """
-import syncfiles, warnings
+import gc, interruptions, syncfiles, victims, warnings
 def new(size=6000):
     return victims.pattern(syncfiles.sequence(prefix) + 1, size)
 def fresh():
@@ -107,7 +62,7 @@ def run(count, prepare, job):
     '''Where it was interrupted, or None; everything but the interrupted handle is let go of.'''
     scope = globals() | {"o": None, "r": None, "h": None}
     exec(prepare, scope)
-    where = interrupted(count, lambda: exec(job, scope))
+    where = interruptions.at_place(count, lambda: exec(job, scope))
     kept[:] = [scope["o"]]
     for name in "rh":
         thing, scope[name] = scope[name], None
@@ -144,7 +99,7 @@ def left_locked(prefix: str, *alive: Synchronizer) -> bool:
 @pytest.mark.parametrize("what", JOBS)
 def test_r28_keyboard_interrupt_wherever_the_interpreter_may_raise_it(prefix: str, what: str, every: int) -> None:
     prepare, job = JOBS[what]
-    with Peer(INJECT + SETUP, prefix=prefix) as peer, Synchronizer(prefix) as other:
+    with Peer(SETUP, prefix=prefix) as peer, Synchronizer(prefix) as other:
         for count in range(0, 1000, every):
             where = peer("run(count, prepare, job)", count=count, prepare=prepare, job=job)
             message = f"interrupted at place {count}, {where}; {syncfiles.state(prefix)}"
@@ -261,34 +216,14 @@ def peer_waits(peer: Peer) -> bool:
     return "nanosleep" in Path(f"/proc/{peer.pid}/wchan").read_text()
 
 
-MEMORY = """
-import gc, victims
-testcapi = None
-try:
-    import _testcapi as testcapi
-except ImportError:
-    pass
-def without_memory(start, stop, job):
-    '''Allocations number start to stop fail.'''
-    testcapi.set_nomemory(start, stop)
-    try:
-        job()
-        return "finished"
-    except Exception:  # MemoryError, and what the standard library makes of it ("can't allocate lock")
-        return "failed"
-    finally:
-        testcapi.remove_mem_hooks()
-"""
-
-
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "what", ["first read", "load", "first write", "growing write", "write with a new inode", "open"]
 )
 def test_r28_memory_error_at_each_allocation(prefix: str, what: str, every: int) -> None:
     prepare, job = JOBS[what]
-    with Peer(INJECT + SETUP + MEMORY, prefix=prefix) as peer:
-        if peer("testcapi is None"):
+    with Peer(SETUP, prefix=prefix) as peer:
+        if peer("interruptions.testcapi is None"):
             pytest.skip("this Python was built without _testcapi")
         peer(
             """
@@ -298,7 +233,7 @@ def attempt(count, prepare, job):
     values = {0: new(), 100_000: new(100_000)}
     scope["new"] = lambda size=0: values[size]
     code = compile(job, "job", "exec")
-    outcome = without_memory(count, count + 1, lambda: exec(code, scope))
+    outcome = interruptions.without_memory(count, lambda: exec(code, scope))
     for name in "rh":
         thing, scope[name] = scope[name], None
         if thing is not None:
@@ -324,8 +259,8 @@ def attempt(count, prepare, job):
             message = f"allocation {count} failed: {outcome}; {syncfiles.state(prefix)}"
             assert pins == {}, message
             assert not syncfiles.locked(syncfiles.sync(prefix), 0, 0), message
-            failures += every * (outcome == "failed")
-            if outcome == "finished" and count > 60 and failures < count - 60:
+            failures += outcome == "failed"
+            if outcome == "finished" and count > 60 and every * failures < count - 60:
                 break
             with Synchronizer(prefix) as other:
                 assert number(other.load()) == other.version, message

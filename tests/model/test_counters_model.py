@@ -380,7 +380,7 @@ class FloatsModel(CountersModel):
         return True
 
 
-budget = settings(max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+budget = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TestIntegers = IntegersModel.TestCase
 TestIntegers.settings = budget
 TestFloats = FloatsModel.TestCase

@@ -376,7 +376,7 @@ def peer() -> Any:
 
 TestQueueModel = QueueModel.TestCase
 TestQueueModel.settings = settings(
-    max_examples=50, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=90, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -217,6 +217,6 @@ class SynchronizerModel(RuleBasedStateMachine):
 
 
 SynchronizerModel.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 test_a_synchronizer_behaves_like_its_reference = SynchronizerModel.TestCase
